@@ -1,0 +1,93 @@
+"""Protocols of the members: what a criterion, an allocator, a recovery ... has to offer.
+
+A member is made by a call (`taylor()`, `finetune(epochs=3)`) and is a small frozen object or plain function
+with the signature below. All members of one folder share one signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from secateur.schema.problem import Problem
+from secateur.schema.task import Batches, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criterion:
+    """A score per unit, computed from named statistics with the unit axis first.
+
+    Attributes:
+        name: as in the table.  needs: names of the statistics (see `secateur._stats`).
+        unit: `nats` where the value is a predicted loss increase, else `a.u.`.
+        order: of the expansion in the scale of the unit; 0 where it is none.
+        source: authors, year, arXiv, equation.
+        compute: statistics of one group -> coefficients: {"value": [U], optional "error", "linear", "quadratic": [U]}.
+        kinds: group kinds it serves; empty = all.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    unit: Literal["nats", "a.u."]
+    order: int
+    source: str
+    compute: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    kinds: tuple[str, ...] = ()
+
+
+class Allocator(Protocol):
+    """Kept counts for a problem: [group]. Deterministic; never exceeds the budget; satisfies the equations."""
+
+    name: str
+
+    def __call__(self, problem: Problem) -> tuple[int, ...]: ...
+
+
+class Recovery(Protocol):
+    """Wins back quality; trains `model` in place (a copy that `recover` made) and returns it.
+
+    Attributes:
+        name: as in the table.  gradients: whether it needs them.  source: citation.
+    """
+
+    name: str
+    gradients: bool
+    source: str
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        task: Task,
+        *,
+        teacher: nn.Module | None,
+        seed: int,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> nn.Module: ...
+
+
+class Schedule(Protocol):
+    """Fraction of the way to the target after step `step` of `steps` (1-based), in (0, 1], 1 at the end."""
+
+    name: str
+
+    def __call__(self, step: int, steps: int) -> float: ...
+
+
+class Exporter(Protocol):
+    """Writes a model to `path` in some format and checks it there."""
+
+    name: str
+
+    def __call__(self, model: nn.Module, example_inputs: Any, path: str) -> Mapping[str, Any]: ...
+
+
+class Executor(Protocol):
+    """Maps a work function over work items; results may come in any order, as (index, result)."""
+
+    name: str
+
+    def __call__(self, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[tuple[int, Any]]: ...
