@@ -1,0 +1,1 @@
+"""Everything known about an operation, one file per family."""
