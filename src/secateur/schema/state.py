@@ -20,6 +20,7 @@ class Candidate:
         costs: MACs, parameters, bytes.  removed: fraction of the MACs removed.
         search_loss: mean loss on the search data; search_correct: mean score; drop: dense minus this one.
         accepted: within the allowed drop on the search data.
+        weights: fingerprint of the tensors in `file`, checked when they are read.
     """
 
     step: int
@@ -30,6 +31,7 @@ class Candidate:
     search_correct: float | None
     drop: float | None
     accepted: bool
+    weights: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
