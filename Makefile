@@ -1,0 +1,50 @@
+# Every target creates .venv with everything in it if that has not been done yet: nothing else is to be typed.
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.secateur-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format bench-cifar bench-certificate clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 20
+
+install: $(STAMP)  ## .venv with the library, all extras and the tools
+
+# torch is constrained in the same command as everything else, so that no extra brings another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Secateur needs Python 3.11 or newer; set PYTHON=python3.x"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+demo: $(STAMP)  ## train, prune, certify and report on real digits; ARGS="--arch lstm --out DIR"
+	$(BIN)/secateur demo $(ARGS)
+
+test: $(STAMP)  ## all tests, on WORKERS processes of one thread each; ARGS="-k name"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
+
+check: $(STAMP)  ## linters, types, import contract, smoke test of the built wheel
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	rm -rf build/smoke build/wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel . >/dev/null
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --target build/smoke build/wheel/*.whl
+	PYTHONPATH=build/smoke $(BIN)/python -P .ci/smoke_wheel.py build/smoke
+
+format: $(STAMP)  ## let ruff rewrite the files
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench-cifar: $(STAMP)  ## a trained ResNet-20 beside Torch-Pruning; needs SECATEUR_DATA; ARGS="--quick"
+	$(BIN)/python benchmarks/cifar_resnet20.py $(ARGS)
+
+bench-certificate: $(STAMP)  ## how often the certificate is wrong, and how much it can prove
+	$(BIN)/python benchmarks/certificate.py $(ARGS)
+
+clean:  ## remove what was built (not .venv)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""What several tests need. Import as `from helpers.x import y`."""
