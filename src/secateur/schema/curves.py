@@ -1,4 +1,7 @@
-"""Curves: measured loss and score against the removed fraction, per group and fold. Sums, not means: merging is exact."""
+"""Curves: measured loss and score against the removed fraction, per group and fold.
+
+Sums are stored, not means: merging is exact.
+"""
 
 from __future__ import annotations
 

@@ -77,12 +77,13 @@ class CostTerm:
     """One product in the cost of the model: coefficient * product of extents.
 
     Attributes:
-        what: `macs` for a multiply-accumulate of an operation, `params` for the elements of a parameter.
+        what: `macs` for a multiply-accumulate of an operation, `params` for the elements of a parameter, `buffers` for
+            those of a buffer (they count in the memory only).
         where: module path of the operation, or parameter name.  op: name of the operation.
-        bytes_per: bytes of one element, for `params`.
+        bytes_per: bytes of one element, for `params` and `buffers`.
     """
 
-    what: Literal["macs", "params"]
+    what: Literal["macs", "params", "buffers"]
     where: str
     op: str
     coefficient: int

@@ -1,0 +1,162 @@
+"""What a model costs, as an exact integer function of the kept counts.
+
+The cost is a sum of terms, each a coefficient times a product of extents that are linear in the counts: MACs are
+bilinear in coupled widths (halving every width of a chain saves 75 %, not 50 %). Nothing here approximates.
+
+Index conventions: g group, e extent, t term, c kind of cost (macs, params, memory).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.errors import InputError
+from secateur.schema.budget import Budget
+from secateur.schema.costs import Costs
+from secateur.schema.groups import CostTerm, Extent, Groups
+
+KINDS = ("macs", "params", "memory")
+
+
+def cost(terms: Sequence[CostTerm], counts: Sequence[int]) -> Costs:
+    """The cost of the model with `counts[g]` units kept in group g: exact integers.
+
+    Raises:
+        InputError: an extent that is no whole number at these counts (they break a count equation).
+    """
+    macs = params = memory = 0
+    for term in terms:
+        size = term.coefficient
+        for extent in term.extents:
+            size *= _length(extent, counts, term)
+        if term.what == "macs":
+            macs += size
+        else:
+            memory += size * term.bytes_per
+            params += size if term.what == "params" else 0
+    return Costs(macs=macs, params=params, memory=memory)
+
+
+def _length(extent: Extent, counts: Sequence[int], term: CostTerm) -> int:
+    total = extent.fixed + sum(multiplicity * counts[group] for group, multiplicity in extent.terms)
+    length, rest = divmod(total, extent.divisor)
+    if rest:
+        raise InputError(
+            "these counts give an axis a length that is no whole number",
+            where=f"{term.where} ({term.op})",
+            expected=f"a multiple of {extent.divisor}",
+            got=total,
+            todo="make the plan with sc.plan, or take counts that satisfy groups.equations",
+        )
+    return length
+
+
+def full_counts(groups: Groups) -> tuple[int, ...]:
+    """The counts of the dense model."""
+    return tuple(group.n_units for group in groups.groups)
+
+
+def fractions(groups: Groups, counts: Sequence[int]) -> dict[str, float]:
+    """What is kept of each cost, {"macs", "params", "memory"}; 1.0 where the dense cost is 0."""
+    before, after = cost(groups.costs, full_counts(groups)), cost(groups.costs, counts)
+    return ratio(after, before)
+
+
+def ratio(after: Costs, before: Costs) -> dict[str, float]:
+    """Each cost of `after` as a fraction of `before`; 1.0 where that is 0."""
+    pairs = zip(KINDS, _tuple(after), _tuple(before), strict=True)
+    return {kind: a / b if b else 1.0 for kind, a, b in pairs}
+
+
+def limits(budget: Budget, full: Costs) -> dict[str, int]:
+    """The largest cost that meets the budget, for each kind that it names.
+
+    The fraction is read as the decimal number that the user wrote: 0.7 of 10 is 7, though the float is below 0.7.
+    """
+    named = zip(KINDS, (budget.macs, budget.params, budget.memory), _tuple(full), strict=True)
+    return {kind: int(Fraction(repr(float(kept))) * dense) for kind, kept, dense in named if kept is not None}
+
+
+def within(costs: Costs, limit: Mapping[str, int]) -> bool:
+    """Whether every limited kind of cost meets its limit."""
+    return all(value <= limit[kind] for kind, value in zip(KINDS, _tuple(costs), strict=True) if kind in limit)
+
+
+def _tuple(costs: Costs) -> tuple[int, int, int]:
+    return costs.macs, costs.params, costs.memory
+
+
+# The same function as arrays, for searches that evaluate it thousands of times
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Compiled:
+    """Cost terms as arrays; terms with the same extents are one.
+
+    Attributes:
+        fixed, divisor: [E].  matrix: [E, G]; an extent is (fixed + matrix @ k) / divisor.
+        factors: [T, D] indices of extents, padded with the extent that is always 1.
+        coefficients: [T, C].
+    """
+
+    fixed: NDArray[Any]
+    matrix: NDArray[Any]
+    divisor: NDArray[Any]
+    factors: NDArray[np.intp]
+    coefficients: NDArray[Any]
+
+
+def compile_terms(terms: Sequence[CostTerm], full: Sequence[int]) -> Compiled:
+    """Arrays for `totals` and `gradient`. Python integers where 64 bits would not do for the `full` counts."""
+    one = Extent(1)
+    extents: dict[Extent, int] = {one: 0}
+    merged: dict[tuple[int, ...], list[int]] = {}
+    for term in terms:
+        key = tuple(sorted(extents.setdefault(extent, len(extents)) for extent in term.extents if extent != one))
+        row = merged.setdefault(key, [0, 0, 0])
+        row[0] += term.coefficient if term.what == "macs" else 0
+        row[1] += term.coefficient if term.what == "params" else 0
+        row[2] += term.coefficient * term.bytes_per if term.what != "macs" else 0
+    depth = max((len(key) for key in merged), default=0) or 1
+    total = cost(terms, full)
+    # Extents are not negative and grow with the counts, so no partial sum exceeds the dense cost by much.
+    dtype: Any = np.int64 if max(_tuple(total)) < 2**60 else object
+    matrix = np.zeros((len(extents), len(full)), dtype)
+    for extent, row_index in extents.items():
+        for group, multiplicity in extent.terms:
+            matrix[row_index, group] += multiplicity
+    return Compiled(
+        fixed=np.array([extent.fixed for extent in extents], dtype),
+        matrix=matrix,
+        divisor=np.array([extent.divisor for extent in extents], dtype),
+        factors=np.array([key + (0,) * (depth - len(key)) for key in merged], np.intp).reshape(len(merged), depth),
+        coefficients=np.array(list(merged.values()), dtype).reshape(len(merged), 3),
+    )
+
+
+def totals(compiled: Compiled, counts: NDArray[Any] | Sequence[int]) -> NDArray[Any]:
+    """Costs [..., C] at counts [..., G] that satisfy the equations; exact."""
+    k = np.asarray(counts).astype(compiled.matrix.dtype)
+    extents = (k @ compiled.matrix.T + compiled.fixed) // compiled.divisor
+    products: NDArray[Any] = np.multiply.reduce(extents[..., compiled.factors], axis=-1)
+    result: NDArray[Any] = products @ compiled.coefficients
+    return result
+
+
+def gradient(compiled: Compiled, counts: NDArray[Any] | Sequence[int]) -> NDArray[np.float64]:
+    """Partial derivatives [C, G] of the costs with respect to the counts, at any real counts."""
+    matrix = compiled.matrix.astype(np.float64) / compiled.divisor.astype(np.float64)[:, None]
+    fixed = compiled.fixed.astype(np.float64) / compiled.divisor.astype(np.float64)
+    lengths = (matrix @ np.asarray(counts, np.float64) + fixed)[compiled.factors]  # [T, D]
+    coefficients = compiled.coefficients.astype(np.float64)
+    by_extent = np.zeros((len(fixed), coefficients.shape[1]))
+    for depth in range(compiled.factors.shape[1]):
+        others = np.prod(np.delete(lengths, depth, axis=1), axis=1)
+        np.add.at(by_extent, compiled.factors[:, depth], others[:, None] * coefficients)
+    return by_extent.T @ matrix
