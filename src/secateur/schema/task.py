@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Batch = Any
@@ -22,6 +23,9 @@ class Task:
         correct: (out, batch) -> [N] in [0, 1], or None where the task has no such score.
         weights: (batch) -> [N], the weight of each example in means; None = all one.
         groups: (batch) -> N hashable keys: examples with one key depend on each other (one patient, one video).
+        curvature: (out, batch, generator) -> [N]: random surrogate losses whose gradients with respect to `out` have
+            mean zero and the Hessian of the losses as second moment; for a log-likelihood, the loss at labels drawn
+            from the model itself. None = criteria that need it say so.
         per_example: False where only a scalar mean loss exists; then there are no standard errors.
         name: for reports and file names.
     """
@@ -31,6 +35,7 @@ class Task:
     correct: Callable[[Any, Batch], Tensor] | None = None
     weights: Callable[[Batch], Tensor] | None = None
     groups: Callable[[Batch], Iterable[object]] | None = None
+    curvature: Callable[[Any, Batch, torch.Generator], Tensor] | None = None
     per_example: bool = True
     name: str = "task"
 
