@@ -1,0 +1,81 @@
+"""What the benchmarks stand on: the images, the network, and the reason they give when there is no data."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import cifar
+from cifar import Images, PadShortcut, ResNet20
+
+
+def jpeg(colour: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((32, 32, 3), (colour, 0, 255 - colour), dtype=np.uint8)).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def test_images_are_read_in_order_as_channels_first_rgb(tmp_path: Path) -> None:
+    (tmp_path / "cifar10").mkdir()
+    table = pa.table({"image": [jpeg(0), jpeg(200), jpeg(90)], "label": pa.array([3, 1, 2], pa.int8())})
+    pq.write_table(table, tmp_path / "cifar10" / "test.parquet")
+    pixels, labels = cifar.read(tmp_path, "test", limit=2)
+    assert labels.tolist() == [3, 1]
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (2, 3, 32, 32)
+    means = pixels.float().mean(dim=(2, 3))
+    torch.testing.assert_close(means, torch.tensor([[0.0, 0.0, 255.0], [200.0, 0.0, 55.0]]), atol=3.0, rtol=0.0)
+
+
+def test_every_augmented_image_is_a_shift_or_mirrored_shift_of_its_own_original() -> None:
+    pixels = torch.randint(1, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    batches = Images(pixels=pixels, labels=torch.arange(5), batch_size=2, augment=True)
+    padded = torch.nn.functional.pad(pixels, (4, 4, 4, 4))
+    seen = []
+    for images, labels in batches:
+        for image, label in zip(images, labels.tolist(), strict=True):
+            shifts = [padded[label, :, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
+            possible = cifar.normalise(torch.stack([*shifts, *(s.flip(2) for s in shifts)]))
+            assert (possible == image).flatten(1).all(1).any()
+            seen.append(label)
+    assert sorted(seen) == list(range(5))
+    assert len(batches) == 3
+
+
+def test_images_without_augmentation_come_in_order_each_time() -> None:
+    images = Images(pixels=torch.zeros(5, 3, 32, 32, dtype=torch.uint8), labels=torch.arange(5), batch_size=2)
+    for _ in range(2):
+        assert torch.cat([labels for _, labels in images]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_network_has_the_names_and_the_size_of_the_published_weights() -> None:
+    model = ResNet20()
+    assert sum(p.numel() for p in model.parameters()) == 269_722
+    modules = {name.rpartition(".")[0] for name in model.state_dict()}
+    blocks = {f"layer{i}.{j}.{part}" for i in (1, 2, 3) for j in (0, 1, 2) for part in ("conv1", "bn1", "conv2", "bn2")}
+    assert modules == {"conv1", "bn1", "linear"} | blocks
+
+
+def test_a_padded_shortcut_keeps_every_other_pixel_between_zero_channels() -> None:
+    x = torch.randn(2, 4, 6, 6)
+    y = PadShortcut(4, 8)(x)
+    assert y.shape == (2, 8, 3, 3)
+    assert torch.equal(y[:, 2:6], x[:, :, 0::2, 0::2])
+    assert not y[:, :2].any()
+    assert not y[:, 6:].any()
+
+
+def test_missing_data_is_named_with_the_page_that_describes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SECATEUR_DATA", raising=False)
+    assert "SECATEUR_DATA is not set" in str(cifar.data_folder())
+    monkeypatch.setenv("SECATEUR_DATA", str(tmp_path))
+    reason = str(cifar.data_folder())
+    assert "cifar10/train.parquet" in reason
+    assert "benchmarks/README.md" in reason
