@@ -54,7 +54,8 @@ def match_output(
     def kl(out: Any, batch: Any) -> Tensor:
         values, target = both(out, batch)
         log_p, log_q = target.log_softmax(-1), values.log_softmax(-1)
-        return flat((log_p.exp() * (log_p - log_q)).sum(-1)).mean(-1)
+        each: Tensor = (log_p.exp() * (log_p - log_q)).sum(-1)
+        return flat(each).mean(-1)
 
     def agree(out: Any, batch: Any) -> Tensor:
         values, target = both(out, batch)
