@@ -99,7 +99,11 @@ def receipt_for(model: nn.Module, groups: Groups, kept: Sequence[Sequence[int]])
         kept={k: tuple(v) for k, v in indices.items()},
         shapes=shapes,
         changes=tuple(changes),
-        swaps=groups.swaps if indices else (),
+        swaps=tuple(
+            (path, key)
+            for path, key in groups.swaps
+            if any(n.startswith(path + ".") for n in indices) or any(c.attribute.module == path for c in changes)
+        ),
         structure=structure,
         version=package_version(),
     )

@@ -30,7 +30,8 @@ def to_json(record: object) -> dict[str, Any]:
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    return {f.name: _plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    """All fields but those that live in memory only (metadata json=False)."""
+    return {f.name: _plain(getattr(record, f.name)) for f in dataclasses.fields(record) if f.metadata.get("json", True)}
 
 
 def _plain(value: object) -> Any:
@@ -106,7 +107,7 @@ def _build(hint: Any, value: Any, where: str) -> Any:
 def _build_record(noun: type, value: Any, where: str) -> Any:
     _check(isinstance(value, dict), value, noun, where)
     hints = _hints(noun)
-    names = {f.name for f in dataclasses.fields(noun)}
+    names = {f.name for f in dataclasses.fields(noun) if f.metadata.get("json", True)}
     required = {
         f.name
         for f in dataclasses.fields(noun)

@@ -5,7 +5,7 @@ A graph holds no weights and no activations: it can be written by hand and saved
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -16,14 +16,12 @@ class Value:
     Attributes:
         param: canonical name, if it is a parameter or buffer (tied ones share the canonical name).
         name: the name under which it was read (differs from `param` where weights are tied).
-        weight: computed from parameters and constants alone.
     """
 
     shape: tuple[int, ...]
     dtype: str
     param: str | None = None
     name: str | None = None
-    weight: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,6 @@ class Node:
         outputs: indices of the output values, None where an output is not a tensor.
         multiple: whether the operation returned a tuple or list.
         writes: values that the operation wrote in place.
-        call: the torch function call that ran it, by index into `Run.calls`.
         module: path of the innermost module. source: file:line in the user's forward.
     """
 
@@ -53,7 +50,6 @@ class Node:
     outputs: tuple[int | None, ...]
     multiple: bool
     writes: tuple[int, ...] = ()
-    call: int = -1
     module: str = ""
     source: str = ""
 
@@ -103,7 +99,6 @@ class Call:
         function: name of the torch function (`view`, `split`, `__getitem__`, ...).
         args, kwargs: tensors as `Ref`s, traced integers as `Integer`s, slices as ("slice", start, stop, step).
         outputs: indices of the output values.
-        escapes: the integer left the world of integers here (math.sqrt, float division).
     """
 
     function: str
@@ -125,13 +120,21 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One recorded forward pass, in the mode `eval` or `train`."""
+    """One recorded forward pass, in the mode `eval` or `train`.
+
+    Attributes:
+        example: which of the example inputs.
+        escapes: integers that became floats, in order (`head_dim ** -0.5`).
+        inputs, outputs: indices of values.
+    """
 
     mode: Literal["eval", "train"]
+    example: int
     values: tuple[Value, ...]
     nodes: tuple[Node, ...]
     calls: tuple[Call, ...]
     comparisons: tuple[Comparison, ...]
+    escapes: tuple[Expression, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
@@ -160,14 +163,18 @@ class Graph:
         runs: the recordings, joined by parameter names.
         parameters: all parameters and buffers, under every name they have.
         attributes: the integer attributes of modules, with their values.
+        swaps: modules that need a class which can hold uneven sizes: (module path, key in `ops.SWAPS`).
         unexecuted: parameters that no run touched; whatever they might couple to is frozen.
         notes: what could not be recorded, and why.
         structure: fingerprint of names, shapes and dtypes of the model.
+        examples: the example inputs that were recorded, for verification; neither saved nor compared.
     """
 
     runs: tuple[Run, ...]
     parameters: tuple[Parameter, ...]
     attributes: tuple[tuple[Attribute, int], ...]
+    swaps: tuple[tuple[str, str], ...]
     unexecuted: tuple[str, ...]
     notes: tuple[str, ...]
     structure: str
+    examples: Any = field(default=(), compare=False, repr=False, metadata={"json": False})

@@ -5,8 +5,8 @@ Index conventions: g group, u unit (local to its group), i index along a paramet
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from secateur.schema.graph import Attribute
 
@@ -153,6 +153,33 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Escape:
+    """An integer of the forward that became a float (`head_dim ** -0.5`, `math.sqrt(d)`) and follows a cut.
+
+    Attributes:
+        run: index into `Graph.runs`.  position: which of the escapes of that run, in order.
+        extent: the integer as a function of kept counts.
+    """
+
+    run: int
+    position: int
+    extent: Extent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """What the masked oracle needs to know of a recorded run.
+
+    Attributes:
+        mode: `eval` or `train`.  example: which of the example inputs.  operations: names, in order.
+    """
+
+    mode: Literal["eval", "train"]
+    example: int
+    operations: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
     """All that `couple` found out.
 
@@ -165,8 +192,11 @@ class Groups:
         costs: MACs (of the example inputs) and parameters as functions of the kept counts.
         settings: integer attributes that follow.
         sites: operations that the masked oracle evaluates on survivors.
+        escapes: integers that became floats and follow a cut.
         swaps: modules that need a class which can hold uneven sizes: (module path, key in `ops.SWAPS`).
+        outlines: the recorded runs, in the order of `Site.run`.
         structure: fingerprint of the model that was recorded.
+        examples: the example inputs that were recorded, for verification; neither saved nor compared.
     """
 
     groups: tuple[Group, ...]
@@ -178,3 +208,6 @@ class Groups:
     swaps: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     structure: str
+    escapes: tuple[Escape, ...] = ()
+    outlines: tuple[Outline, ...] = ()
+    examples: Any = field(default=(), compare=False, repr=False, metadata={"json": False})

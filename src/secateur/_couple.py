@@ -1,0 +1,894 @@
+"""couple: which indices of which parameter axes must go together.
+
+Every recorded operation passes its rule over labels (`ops`); what the rules unify are edges between atoms. Connected
+components are units, those that touch an output, an op without a rule or an immovable length are frozen with the reason,
+and units that are interchangeable in shape and cost form a group.
+
+Index conventions: a atom, c class (connected component), u global unit, g group.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from secateur._lengths import (
+    Linear,
+    Solution,
+    Statement,
+    add,
+    linear,
+    of_extent,
+    scale,
+    solve,
+    to_equation,
+    to_extent,
+)
+from secateur.errors import CoupleError, UnknownName
+from secateur.ops import RULES, rule_key
+from secateur.ops._kernel import INT, Kernel, Label, support
+from secateur.ops._rule import Operation, Rule, bare
+from secateur.ops.sizes import Requirement, number, requirements
+from secateur.schema.graph import Expression, Graph, Integer, Node, Op, Ref, Run, Size
+from secateur.schema.groups import (
+    CostTerm,
+    Equation,
+    Escape,
+    Extent,
+    Frozen,
+    Group,
+    Groups,
+    Kind,
+    Member,
+    Outline,
+    Role,
+    Site,
+)
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16, "int64": 8}
+
+
+def couple(
+    graph: Graph,
+    *,
+    freeze: Iterable[str] = (),
+    tie: Iterable[tuple[str, str]] = (),
+    rules: Mapping[str, Rule] | None = None,
+) -> Groups:
+    """Find the groups of a recorded model.
+
+    Args:
+        graph: from `trace`.
+        freeze: names of parameters or modules (wildcards allowed) that must keep their size.
+        tie: pairs of parameter names whose first axes must lose the same indices.
+        rules: `ops.RULES`, or that extended by your own.
+    Returns:
+        The groups, what is frozen and why, count equations, costs, and the attributes that follow a cut.
+    Raises:
+        UnknownName: a name in `freeze` or `tie` that fits no parameter.
+        CoupleError: a rule contradicted the recording.
+    """
+    kernel, environments = _label_all(graph, rules or RULES)
+    _apply_wishes(kernel, graph, tuple(freeze), tuple(tie))
+    _freeze_unexecuted(kernel, graph)
+    _freeze_opaque(kernel, graph, environments)
+    while True:
+        lengths = _Lengths(graph, environments, _solve(kernel))
+        said, stuck = _statements(lengths)
+        full = [len(units) for units in lengths.solved.units_of_group]
+        answer = solve(said, dict(graph.attributes), lengths.of, full)
+        stuck += answer.stuck
+        stuck += _unsatisfiable([*answer.equations, *_even_equations(kernel, graph, lengths.solved)], full)
+        if not stuck:
+            return _assemble(graph, kernel, lengths, answer, graph.swaps)
+        for g, reason, source in stuck:
+            atoms = np.flatnonzero(lengths.solved.group_of_atom() == g).astype(np.int32)
+            kernel.facts.frozen.append((atoms, f"{reason} ({source})" if source else reason, (-1, -1)))
+
+
+# -- labels ----------------------------------------------------------------------------------------------------------
+
+
+def _label_all(graph: Graph, rules: Mapping[str, Rule]) -> tuple[Kernel, list[list[Label | None]]]:
+    kernel = Kernel()
+    environments = []
+    for r, run in enumerate(graph.runs):
+        env: list[Label | None] = [None] * len(run.values)
+        made = {o for node in run.nodes for o in node.outputs if o is not None}
+        for i, value in enumerate(run.values):
+            if value.param is not None and value.dtype in _FLOATS:
+                env[i] = kernel.source(value.param, value.shape, name=value.name)
+            elif i in run.inputs:
+                env[i] = Label(value.shape)
+            elif i not in made:
+                env[i] = Label(value.shape, (), frozenset())
+        for n, node in enumerate(run.nodes):
+            kernel.site = (r, n)
+            _apply_rule(kernel, run, node, env, rules)
+        kernel.site = (r, len(run.nodes))
+        for i in run.outputs:
+            label = env[i]
+            if label is not None:
+                kernel.freeze_label(label, "it is an output of the model")
+        environments.append(env)
+    kernel.site = (-1, -1)
+    return kernel, environments
+
+
+def _apply_rule(
+    kernel: Kernel, run: Run, node: Node, env: list[Label | None], rules: Mapping[str, Rule]
+) -> None:
+    shapes = tuple(None if o is None else run.values[o].shape for o in node.outputs)
+
+    def label_of(item: Any) -> Any:
+        if isinstance(item, Ref):
+            return env[item.value]
+        if isinstance(item, tuple):
+            return tuple(label_of(i) for i in item)
+        return item
+
+    operation = Operation(
+        op=node.op, args=label_of(node.args), kwargs={k: label_of(v) for k, v in node.kwargs.items()}, shapes=shapes
+    )
+    rule = rules.get(rule_key(node.op)) or (RULES["add"] if _is_pointwise(node.op) else None)
+    if node.op == "alias_write":
+        results: Sequence[Label | None] = [_alias_write(kernel, operation)]
+    elif rule is None:
+        for label in operation.labels:
+            kernel.freeze_label(label, f"no rule for {node.op}")
+        results = [bare(s) for s in shapes]
+    else:
+        try:
+            given = rule(kernel, operation)
+        except (IndexError, ValueError, RuntimeError, AssertionError, TypeError, KeyError) as error:
+            raise CoupleError(
+                f"the rule for {node.op} failed: {type(error).__name__}: {error}",
+                where=f"{node.module} ({node.source})",
+                got=node,
+                todo="please report it with the model",
+            ) from error
+        results = [given] if isinstance(given, Label) else given
+    names = _names_of(operation.labels)
+    for out, label, shape in zip(node.outputs, list(results) + [None] * len(shapes), shapes, strict=False):
+        if out is None:
+            continue
+        label = label if label is not None else bare(shape)
+        if label is None or label.shape != shape:
+            raise CoupleError(
+                f"the rule for {node.op} gave a label of the wrong shape",
+                where=f"{node.module} ({node.source})",
+                expected=shape,
+                got=None if label is None else label.shape,
+            )
+        if run.values[out].dtype not in _FLOATS and label.slots and run.values[out].dtype != "bool":
+            # integers computed from activations are positions, counts, hashes: sizes may follow, but not their meaning
+            label = Label(label.shape, label.slots, names)
+        if run.values[out].param is None or node.writes:
+            env[out] = Label(label.shape, label.slots, names)
+
+
+def _names_of(labels: Sequence[Label]) -> frozenset[str] | None:
+    names: frozenset[str] = frozenset()
+    for label in labels:
+        if label.names is None:
+            return None
+        names |= label.names
+    return names
+
+
+def _is_pointwise(op: str) -> bool:
+    target: Any = torch.ops
+    for part in op.split("."):
+        if not hasattr(target, part):
+            return False
+        target = getattr(target, part)
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
+
+
+def _alias_write(kernel: Kernel, op: Operation) -> Label:
+    """A write through a view has changed this tensor too: neither can be followed, so neither can go."""
+    stale, new = op.args
+    kernel.freeze_label(stale, "it is written in place through a view")
+    kernel.freeze_label(new, "it is written in place through a view")
+    return Label(op.shape)
+
+
+def _apply_wishes(
+    kernel: Kernel, graph: Graph, freeze: tuple[str, ...], tie: tuple[tuple[str, str], ...]
+) -> None:
+    canonical = {p.name: p for p in graph.parameters}
+    for pattern in freeze:
+        hit = [p for n, p in canonical.items() if fnmatch.fnmatch(n, pattern) or n.startswith(pattern + ".")]
+        if not hit:
+            raise UnknownName("no parameter or module of that name to freeze", where=pattern, got=sorted(canonical)[:8])
+        for p in hit:
+            if p.dtype in _FLOATS:
+                kernel.freeze_label(kernel.source(p.canonical, p.shape, name=p.name), "frozen by request")
+    for pair in tie:
+        for name in pair:
+            if name not in canonical:
+                raise UnknownName("no parameter of that name to tie", where=name, got=sorted(canonical)[:8])
+        a, b = (kernel.axis(canonical[n].canonical, canonical[n].shape, 0).reshape(-1) for n in pair)
+        if len(a) != len(b):
+            raise CoupleError("tied axes must have one length", where=" and ".join(pair), got=(len(a), len(b)))
+        kernel.unify(a, b)
+
+
+def _freeze_opaque(kernel: Kernel, graph: Graph, environments: list[list[Label | None]]) -> None:
+    """torch's own attention function reads sizes that no one can see: its heads stay where the class cannot be swapped."""
+    for r, run in enumerate(graph.runs):
+        for call in run.calls:
+            if call.function != "multi_head_attention_forward":
+                continue
+            for value in _refs((call.args, tuple(call.kwargs.values()))):
+                label = environments[r][value]
+                if label is None or label.names is None or label.rank != 2:
+                    continue
+                for slot in label.slots:
+                    if 0 in support(slot) and label.shape[0] != label.shape[1]:
+                        kernel.freeze(slot, "torch.nn.functional.multi_head_attention_forward fixes the head size")
+                    if 1 in support(slot) and any("out_proj" in name for name in label.names):
+                        kernel.freeze(slot, "torch.nn.functional.multi_head_attention_forward fixes the head size")
+
+
+def _freeze_unexecuted(kernel: Kernel, graph: Graph) -> None:
+    """A parameter that no run touched may couple to anything of its size: whatever has that size stays."""
+    shapes = {p.name: p.shape for p in graph.parameters if p.dtype in _FLOATS}
+    for name in graph.unexecuted:
+        if name not in shapes:
+            continue
+        kernel.freeze_label(kernel.source(name, shapes[name], name=name), "no recorded run executes it")
+        lengths = {n for n in shapes[name] if n > 1}
+        for (key, _), (base, n) in list(kernel.facts.axes.items()):
+            if n in lengths and not key.startswith("~"):
+                kernel.freeze(
+                    torch.arange(base, base + n, dtype=INT), f"{name}, which no recorded run executes, may depend on it"
+                )
+
+
+# -- solving ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Solved:
+    """Classes, units and groups.
+
+    Attributes:
+        classes: [atoms] -> class.  unit_of_class: class -> global unit, -1 where frozen or without a parameter.
+        group_of_unit, local: [units] -> group, number within the group.  units_of_group: [group] -> global units.
+        entities: (param, axis, first atom, length) of every parameter axis.
+        frozen_reason: class -> (reason, site).
+    """
+
+    classes: np.ndarray
+    unit_of_class: np.ndarray
+    group_of_unit: np.ndarray
+    local: np.ndarray
+    units_of_group: list[np.ndarray]
+    entities: list[tuple[str, int, int, int]]
+    frozen_reason: dict[int, tuple[str, tuple[int, int]]]
+
+    def units(self, slot: Tensor) -> np.ndarray:
+        """The global unit of every entry of a slot, -1 where it cannot go."""
+        return self.unit_of_class[self.classes[slot.numpy()]]
+
+    def along(self, slot: Tensor, axis: int) -> np.ndarray | None:
+        """[length of the axis]: the unit whose removal shortens the axis there; None where nothing can."""
+        if slot.shape[axis] == 1:
+            return None
+        units = np.moveaxis(self.units(slot), axis, 0).reshape(slot.shape[axis], -1)
+        if (units == units[:, :1]).all():
+            line = units[:, 0]
+        elif (units != units[:1]).any():
+            # rows with units of their own, in equal numbers (kept so by an equation): the first speaks for all
+            constant = (units == units[:1]).all(axis=0)
+            line = np.full(len(units), -1) if constant.any() else units[:, 0]
+        else:
+            return None
+        return line if (line >= 0).any() else None
+
+    def label_along(self, label: Label, axis: int) -> np.ndarray | None:
+        """The same for a label: the one slot that varies along the axis."""
+        axis %= label.rank
+        for slot in label.slots:
+            if axis in support(slot):
+                return self.along(slot, axis)
+        return None
+
+    def group_of_atom(self) -> np.ndarray:
+        """[atoms] -> group, -1 where none."""
+        units = self.unit_of_class[self.classes]
+        return np.where(units >= 0, self.group_of_unit[np.maximum(units, 0)] if len(self.group_of_unit) else -1, -1)
+
+    def extent(self, units: np.ndarray | None, length: int) -> Extent:
+        """A length as a function of kept counts."""
+        return Extent(length) if units is None else self.extent_of_rows(units)
+
+    def extent_of_rows(self, units: np.ndarray) -> Extent:
+        """The number of surviving entries, each entry standing for its unit."""
+        counts = np.bincount(self.group_of_unit[units[units >= 0]], minlength=len(self.units_of_group))
+        terms = tuple((int(g), int(counts[g] // len(self.units_of_group[g]))) for g in np.flatnonzero(counts))
+        return Extent(int((units < 0).sum()), terms)
+
+
+def _solve(kernel: Kernel) -> _Solved:
+    facts = kernel.facts
+    classes = _components(facts.n_atoms, facts.edges)
+    classes = _resolve_grids(kernel, classes)
+    n_classes = int(classes.max()) + 1
+    frozen = np.zeros(n_classes, bool)
+    frozen[classes[0]] = True
+    reasons: dict[int, tuple[str, tuple[int, int]]] = {}
+    for atoms, reason, site in facts.frozen:
+        for c in np.unique(classes[atoms]).tolist():
+            frozen[c] = True
+            reasons.setdefault(c, (reason, site))
+    entities = [
+        (key, axis, base, n)
+        for (key, axis), (base, n) in facts.axes.items()
+        if (key, axis) not in facts.virtual
+    ]
+    signature, real = _signatures(classes, n_classes, entities)
+    alive = real & ~frozen
+    unit_of_class = np.full(n_classes, -1)
+    unit_of_class[alive] = np.arange(int(alive.sum()))
+    solved = _Solved(
+        classes=classes,
+        unit_of_class=unit_of_class,
+        group_of_unit=np.zeros(int(alive.sum()), int),
+        local=np.zeros(int(alive.sum()), int),
+        units_of_group=[],
+        entities=entities,
+        frozen_reason=reasons,
+    )
+    signature = _refine(solved, signature[alive], kernel)
+    _form_groups(solved, signature, classes, alive)
+    return solved
+
+
+def _components(n: int, edges: Sequence[np.ndarray]) -> np.ndarray:
+    e = np.concatenate(edges) if edges else np.zeros((0, 2), np.int32)
+    links = coo_matrix((np.ones(len(e), np.int8), (e[:, 0], e[:, 1])), shape=(n, n))
+    return connected_components(links, directed=False)[1]  # type: ignore[no-any-return]
+
+
+def _resolve_grids(kernel: Kernel, classes: np.ndarray) -> np.ndarray:
+    """Where labels still vary over two axes of one value, whole rows or whole columns go: whichever leaves more units."""
+    todo = {(s.data_ptr(), tuple(s.shape), tuple(s.stride())): s for s in kernel.facts.grids}
+    for _ in range(8):
+        changed = False
+        for slot in todo.values():
+            grid = classes[slot.numpy()]
+            axes = sorted(support(slot))
+            if any(_is_line(grid, axis) for axis in axes):
+                continue
+            best = max(axes, key=lambda axis: (_rows_left(grid, axis), -axis))
+            kernel.collapse(slot, [a for a in axes if a != best])
+            classes = _components(kernel.facts.n_atoms, kernel.facts.edges)
+            changed = True
+        if not changed:
+            break
+        kernel.facts.edges[:] = [np.concatenate(kernel.facts.edges)]
+    return classes
+
+
+def _is_line(grid: np.ndarray, axis: int) -> bool:
+    rows = np.moveaxis(grid, axis, 0).reshape(grid.shape[axis], -1)
+    return bool((rows == rows[:, :1]).all())
+
+
+def _rows_left(grid: np.ndarray, axis: int) -> int:
+    """Number of classes if every row along `axis` becomes one class."""
+    rows = np.moveaxis(grid, axis, 0).reshape(grid.shape[axis], -1)
+    names, flat = np.unique(rows, return_inverse=True)
+    flat = flat.reshape(rows.shape) + len(rows)
+    n = len(rows) + len(names)
+    row = np.repeat(np.arange(len(rows)), rows.shape[1])
+    links = coo_matrix((np.ones(row.size, np.int8), (row, flat.reshape(-1))), shape=(n, n))
+    return int(connected_components(links, directed=False)[0])
+
+
+def _mix(seed: np.ndarray, number: int, count: np.ndarray) -> np.ndarray:
+    """Add (number, count) to a running 64-bit signature; order does not matter."""
+    word = (np.uint64(number + 1) * np.uint64(0x9E3779B97F4A7C15)) ^ (
+        count.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
+    )
+    word ^= word >> np.uint64(29)
+    word *= np.uint64(0xBF58476D1CE4E5B9)
+    word ^= word >> np.uint64(32)
+    return np.where(count > 0, seed + word, seed)
+
+
+def _signatures(
+    classes: np.ndarray, n_classes: int, entities: Sequence[tuple[str, int, int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per class: a signature of how many indices of which parameter axes it holds, and whether it holds any."""
+    signature = np.zeros(n_classes, np.uint64)
+    real = np.zeros(n_classes, bool)
+    with np.errstate(over="ignore"):
+        for number, (_, _, base, n) in enumerate(entities):
+            names, counts = np.unique(classes[base : base + n], return_counts=True)
+            signature[names] = _mix(signature[names], number, counts)
+            real[names] = True
+    return signature, real
+
+
+def _refine(solved: _Solved, signature: np.ndarray, kernel: Kernel) -> np.ndarray:
+    """Units that shorten some axis by different amounts are not interchangeable."""
+    lines: dict[bytes, np.ndarray] = {}
+    for label, axis in _axes_that_matter(kernel):
+        units = solved.label_along(label, axis)
+        if units is not None:
+            lines.setdefault(units.tobytes(), units)
+    with np.errstate(over="ignore"):
+        for number, units in enumerate(lines.values()):
+            counts = np.bincount(units[units >= 0], minlength=len(signature))
+            signature = _mix(signature, 1_000_003 + number, counts)
+    return signature
+
+
+def _axes_that_matter(kernel: Kernel) -> Iterable[tuple[Label, int]]:
+    for product in kernel.facts.products:
+        for axis in range(product.label.rank):
+            yield product.label, axis
+    for parts, axis, _, _ in kernel.facts.even:
+        for part in parts:
+            yield part, axis
+
+
+def _form_groups(solved: _Solved, signature: np.ndarray, classes: np.ndarray, alive: np.ndarray) -> None:
+    first = np.full(len(signature), len(classes))
+    atoms = np.arange(len(classes))
+    units = solved.unit_of_class[classes]
+    inside = units >= 0
+    # virtual atoms come in the order of the forward too; the first atom of any kind orders units and groups
+    np.minimum.at(first, units[inside], atoms[inside])
+    order = np.argsort(first, kind="stable")
+    groups: dict[int, list[int]] = {}
+    for u in order.tolist():
+        groups.setdefault(int(signature[u]), []).append(u)
+    # global units are numbered group by group
+    renumber = np.full(len(signature) + 1, -1)
+    start = 0
+    for g, us in enumerate(groups.values()):
+        renumber[us] = np.arange(start, start + len(us))
+        solved.units_of_group.append(np.arange(start, start + len(us)))
+        solved.group_of_unit[start : start + len(us)] = g
+        solved.local[start : start + len(us)] = np.arange(len(us))
+        start += len(us)
+    solved.unit_of_class = renumber[solved.unit_of_class]
+
+
+# -- statements about integers ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Lengths:
+    """Lengths of recorded values as functions of kept counts. Values of all runs are numbered through."""
+
+    graph: Graph
+    environments: list[list[Label | None]]
+    solved: _Solved
+
+    def first(self, run: int) -> int:
+        """The number of the first value of a run."""
+        return sum(len(r.values) for r in self.graph.runs[:run])
+
+    def units(self, run: int, value: int, axis: int) -> np.ndarray | None:
+        """The unit behind each index of an axis, None where nothing on it can go."""
+        label = self.environments[run][value]
+        return None if label is None or not label.rank else self.solved.label_along(label, axis)
+
+    def of(self, size: Size) -> Linear:
+        """The length of an axis of a value (numbered through all runs)."""
+        run, value = 0, size.value
+        while value >= len(self.graph.runs[run].values):
+            value -= len(self.graph.runs[run].values)
+            run += 1
+        shape = self.graph.runs[run].values[value].shape
+        return of_extent(self.solved.extent(self.units(run, value, size.axis), shape[size.axis]))
+
+
+def _shifted(e: Expression, offset: int) -> Expression:
+    if isinstance(e, Size):
+        return Size(e.value + offset, e.axis)
+    if isinstance(e, Op):
+        return Op(e.operator, _shifted(e.left, offset), _shifted(e.right, offset))
+    return e
+
+
+def _statements(lengths: _Lengths) -> tuple[list[Statement], list[tuple[int, str, str]]]:
+    """What the forward says about integers, and groups that an integer holds fast."""
+    graph, solved = lengths.graph, lengths.solved
+    said: list[Statement] = []
+    stuck: list[tuple[int, str, str]] = []
+    for r, run in enumerate(graph.runs):
+        offset = lengths.first(r)
+        for call in run.calls:
+            for need in requirements(call, lambda v, run=run: run.values[v]):  # type: ignore[misc]
+                units = lengths.units(r, need.value, need.axis)
+                if need.argument is None:
+                    if units is not None:
+                        groups = np.unique(solved.group_of_unit[units[units >= 0]]).tolist()
+                        stuck += [(g, f"every other entry is taken in {call.function}", call.source) for g in groups]
+                    continue
+                length = run.values[need.value].shape[need.axis]
+                said.append(
+                    Statement(
+                        expression=_shifted(_origin(need.argument), offset),
+                        length=_needed(solved, units, length, need),
+                        reason=f"an integer of {call.function} is fixed in the forward",
+                        source=call.source,
+                    )
+                )
+        for c in run.comparisons:
+            left, right = _shifted(c.left, offset), _shifted(c.right, offset)
+            for a, b in ((left, right), (right, left)):
+                if isinstance(b, Size):
+                    said.append(
+                        Statement(
+                            expression=a,
+                            length=lengths.of(b),
+                            reason="two integers are compared in the forward",
+                            source=c.source,
+                        )
+                    )
+                    break
+    return said, stuck
+
+
+def _origin(argument: int | Integer) -> Expression:
+    return argument.origin if isinstance(argument, Integer) else argument
+
+
+def _needed(solved: _Solved, units: np.ndarray | None, length: int, need: Requirement) -> Linear:
+    """What the integer must be, as a function of kept counts."""
+    assert need.argument is not None
+    if units is None:
+        return of_extent(Extent(number(need.argument)))
+    if need.rows:
+        rows = units.reshape(number(need.argument), -1)
+        whole = (rows == rows[:, :1]).all(axis=1)
+        if not whole.all():
+            return of_extent(Extent(len(rows)))
+        return of_extent(solved.extent_of_rows(rows[:, 0]))
+    part = units[need.start : need.stop]
+    return scale(of_extent(solved.extent_of_rows(part)), Fraction(need.sign))
+
+
+def _unsatisfiable(equations: Sequence[Equation], full: Sequence[int]) -> list[tuple[int, str, str]]:
+    """Groups of equations that only the dense counts satisfy (an integer literal, a closure, a comparison)."""
+    return [
+        (eq.terms[0][0], eq.reason, eq.source)
+        for eq in equations
+        if len(eq.terms) == 1 and not eq.modulus
+    ] + [
+        (g, eq.reason, eq.source)
+        for eq in equations
+        if len(eq.terms) > 1 and len({c > 0 for _, c in eq.terms}) == 1 and not eq.modulus
+        for g, _ in eq.terms
+    ]
+
+
+# -- the result ------------------------------------------------------------------------------------------------------
+
+
+def _assemble(
+    graph: Graph, kernel: Kernel, lengths: _Lengths, settings: Solution, swaps: tuple[tuple[str, str], ...]
+) -> Groups:
+    solved = lengths.solved
+    even = _even_equations(kernel, graph, solved)
+    groups = _groups(graph, kernel, solved)
+    return Groups(
+        groups=groups,
+        frozen=_frozen(graph, kernel, solved),
+        equations=tuple(dict.fromkeys((*settings.equations, *even))),
+        costs=(*_macs(graph, kernel, solved), *_params(graph, solved)),
+        settings=settings.settings,
+        sites=_sites(graph, kernel, lengths),
+        swaps=swaps,
+        notes=graph.notes,
+        structure=graph.structure,
+        escapes=_escapes(graph, lengths, settings),
+        outlines=tuple(
+            Outline(mode=run.mode, example=run.example, operations=tuple(n.op for n in run.nodes if n.op != "alias_write"))
+            for run in graph.runs
+        ),
+        examples=graph.examples,
+    )
+
+
+def _even_equations(kernel: Kernel, graph: Graph, solved: _Solved) -> list[Equation]:
+    made = []
+    for parts, axis, reason, site in kernel.facts.even:
+        lines = [of_extent(solved.extent(solved.label_along(p, axis), p.shape[axis])) for p in parts]
+        for other in lines[1:]:
+            difference = add(lines[0], other, -1)
+            if not difference.fixed:
+                made.append(to_equation(difference, reason, _source(graph, site)))
+    return made
+
+
+def _source(graph: Graph, site: tuple[int, int]) -> str:
+    run, node = site
+    if run < 0 or node >= len(graph.runs[run].nodes):
+        return ""
+    return graph.runs[run].nodes[node].source
+
+
+def _node(graph: Graph, site: tuple[int, int]) -> str:
+    run, node = site
+    if run < 0 or node >= len(graph.runs[run].nodes):
+        return ""
+    n = graph.runs[run].nodes[node]
+    return f"{n.op} in {n.module}" if n.module else n.op
+
+
+def _groups(graph: Graph, kernel: Kernel, solved: _Solved) -> tuple[Group, ...]:
+    n_groups = len(solved.units_of_group)
+    local = solved.local
+    members: list[list[Member]] = [[] for _ in range(n_groups)]
+    reads, readers = _marked(kernel, solved)
+    writes = _written(kernel, solved)
+    for key, axis, base, n in solved.entities:
+        units = solved.unit_of_class[solved.classes[base : base + n]]
+        here = units >= 0
+        for g in np.unique(solved.group_of_unit[units[here]]).tolist():
+            mine = here & (solved.group_of_unit[np.maximum(units, 0)] == g)
+            owner = np.where(mine, local[np.maximum(units, 0)], -1)
+            read = bool(reads[base : base + n][mine].any())
+            written = bool(writes[base : base + n][mine].any())
+            role: Role = "both" if read and written else "read" if read else "write" if written else "scale"
+            members[g].append(
+                Member(
+                    param=key,
+                    axis=axis,
+                    units=tuple(owner.tolist()),
+                    role=role,
+                    readers=tuple(sorted(readers.get((key, axis), ()))) if read else (),
+                )
+            )
+    ungated = _ungated(kernel, solved)
+    inexact = _inexact(kernel, solved)
+    names = _unique([_name(m) for m in members])
+    return tuple(
+        Group(
+            index=g,
+            name=names[g],
+            kind=_kind(graph, members[g], len(solved.units_of_group[g])),
+            n_units=len(solved.units_of_group[g]),
+            members=tuple(members[g]),
+            exact=g not in inexact,
+            inexact_because=inexact.get(g, ""),
+            gated=g not in ungated and any(m.role in ("read", "both") for m in members[g]),
+            module=_name(members[g]).rpartition(".")[0] if members[g] else "",
+        )
+        for g in range(n_groups)
+    )
+
+
+def _varying(solved: _Solved, slot: Tensor, axes: Sequence[int]) -> np.ndarray:
+    """Units whose number of entries along `axes` can change: those on lines where the unit varies."""
+    units = solved.units(slot)
+    varies = np.zeros(units.shape, bool)
+    for axis in axes:
+        first = np.take(units, [0], axis)
+        varies |= (units != first).any(axis=axis, keepdims=True)
+    return np.unique(units[varies & (units >= 0)])
+
+
+def _marked(kernel: Kernel, solved: _Solved) -> tuple[np.ndarray, dict[tuple[str, int], set[str]]]:
+    """Atoms that a contraction sums over, and the names under which their parameters are read."""
+    reads = np.zeros(kernel.facts.n_atoms, bool)
+    readers: dict[tuple[str, int], set[str]] = {}
+    bases = np.array([base for _, _, base, _ in solved.entities])
+    for reading in kernel.facts.readings:
+        if not reading.gated:
+            continue
+        wanted = set(_varying(solved, reading.slot, reading.axes).tolist())
+        if not wanted:
+            continue
+        atoms = np.unique(reading.slot.numpy())
+        atoms = atoms[(atoms != 0) & np.isin(solved.unit_of_class[solved.classes[atoms]], list(wanted))]
+        reads[atoms] = True
+        for e in np.unique(np.searchsorted(bases, atoms, side="right") - 1).tolist() if len(bases) else ():
+            key, axis, base, n = solved.entities[e]
+            if ((atoms >= base) & (atoms < base + n)).any():
+                readers.setdefault((key, axis), set()).update(reading.names)
+    return reads, readers
+
+
+def _written(kernel: Kernel, solved: _Solved) -> np.ndarray:
+    writes = np.zeros(kernel.facts.n_atoms, bool)
+    for slot in kernel.facts.writings:
+        writes[np.unique(slot.numpy())] = True
+    writes[0] = False
+    return writes
+
+
+def _ungated(kernel: Kernel, solved: _Solved) -> set[int]:
+    """Groups whose units are contracted with each other (query with key): no single set of columns reads them."""
+    found: set[int] = set()
+    for reading in kernel.facts.readings:
+        if not reading.gated:
+            found |= set(solved.group_of_unit[_varying(solved, reading.slot, reading.axes)].tolist())
+    return found
+
+
+def _inexact(kernel: Kernel, solved: _Solved) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for statistic in kernel.facts.statistics:
+        for g in np.unique(solved.group_of_unit[_varying(solved, statistic.slot, statistic.axes)]).tolist():
+            found.setdefault(g, statistic.reason)
+    return found
+
+
+def _name(members: Sequence[Member]) -> str:
+    for role in ("write", "both", "read", "scale"):
+        for m in members:
+            if m.role == role:
+                return m.param
+    return members[0].param if members else ""
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Parameter names without a trailing `.weight`; repeated ones are numbered."""
+    short = [n.removesuffix(".weight") for n in names]
+    seen: dict[str, int] = {}
+    result = []
+    for n in short:
+        seen[n] = seen.get(n, 0) + 1
+        result.append(n if short.count(n) == 1 else f"{n}#{seen[n]}")
+    return result
+
+
+def _kind(graph: Graph, members: Sequence[Member], n_units: int) -> Kind:
+    ranks = {p.name: len(p.shape) for p in graph.parameters}
+    written = [m for m in members if m.role in ("write", "both") and ranks[m.param] > 1]
+    if any("weight_hh" in m.param for m in members):
+        return "hidden"
+    if len({m.param for m in written}) > 1 and all(ranks[m.param] == 2 for m in written):
+        per_unit = max((sum(u >= 0 for u in m.units) // n_units for m in written), default=1)
+        reads = [m for m in members if m.role == "read"]
+        if per_unit > 1:
+            return "head"
+        return "residual" if len({m.param for m in reads}) > 1 else "neuron"
+    if any(ranks[m.param] > 2 for m in written):
+        return "channel"
+    per_unit = max((sum(u >= 0 for u in m.units) // n_units for m in written), default=1)
+    return "head" if per_unit > 1 else "neuron"
+
+
+def _frozen(graph: Graph, kernel: Kernel, solved: _Solved) -> tuple[Frozen, ...]:
+    made = []
+    for key, axis, base, n in solved.entities:
+        classes = solved.classes[base : base + n]
+        stuck = classes[solved.unit_of_class[classes] < 0]
+        if not len(stuck):
+            continue
+        reasons: dict[tuple[str, tuple[int, int]], int] = {}
+        for c in stuck.tolist():
+            why = solved.frozen_reason.get(c, ("it faces something of fixed size", (-1, -1)))
+            reasons[why] = reasons.get(why, 0) + 1
+        for (reason, site), count in reasons.items():
+            made.append(
+                Frozen(
+                    param=key,
+                    axis=axis,
+                    count=count,
+                    reason=reason,
+                    node=_node(graph, site),
+                    source=_source(graph, site),
+                )
+            )
+    return tuple(made)
+
+
+def _macs(graph: Graph, kernel: Kernel, solved: _Solved) -> list[CostTerm]:
+    """Multiply-accumulates of the first recorded run."""
+    terms = []
+    for product in kernel.facts.products:
+        run, n = product.site
+        if run != 0:
+            continue
+        node = graph.runs[0].nodes[n]
+        coefficient, extents = product.multiplier, []
+        for axis, length in enumerate(product.label.shape):
+            extent = solved.extent(solved.label_along(product.label, axis), length)
+            if extent.terms:
+                extents.append(extent)
+            else:
+                coefficient *= length
+        terms.append(
+            CostTerm(
+                what="macs",
+                where=node.module,
+                op=rule_key(node.op),
+                coefficient=coefficient,
+                extents=tuple(extents),
+            )
+        )
+    return terms
+
+
+def _params(graph: Graph, solved: _Solved) -> list[CostTerm]:
+    axes = {(key, axis): (base, n) for key, axis, base, n in solved.entities}
+    terms = []
+    for p in graph.parameters:
+        if p.name != p.canonical:
+            continue
+        coefficient, extents = 1, []
+        for axis, length in enumerate(p.shape):
+            where = axes.get((p.name, axis))
+            extent = Extent(length)
+            if where is not None:
+                units = solved.unit_of_class[solved.classes[where[0] : where[0] + where[1]]]
+                extent = solved.extent(units if (units >= 0).any() else None, length)
+            if extent.terms:
+                extents.append(extent)
+            else:
+                coefficient *= length
+        terms.append(
+            CostTerm(
+                what="params" if p.kind == "parameter" else "buffers",
+                where=p.name,
+                op=p.kind,
+                coefficient=coefficient,
+                extents=tuple(extents),
+                bytes_per=_BYTES.get(p.dtype, 1),
+            )
+        )
+    return terms
+
+
+def _sites(graph: Graph, kernel: Kernel, lengths: _Lengths) -> tuple[Site, ...]:
+    """Operations whose result depends on how many entries survive, with the unit of every index."""
+    found = {s.site for s in kernel.facts.statistics if len(_varying(lengths.solved, s.slot, s.axes))}
+    made = []
+    for r, n in sorted(found):
+        node = graph.runs[r].nodes[n]
+        # the oracle counts real operations only
+        position = sum(1 for other in graph.runs[r].nodes[:n] if other.op != "alias_write")
+
+        def axes(value: int, r: int = r) -> tuple[tuple[int, ...] | None, ...]:
+            shape = graph.runs[r].values[value].shape
+            lines = [lengths.units(r, value, d) for d in range(len(shape))]
+            return tuple(None if line is None else tuple(line.tolist()) for line in lines)
+
+        made.append(
+            Site(
+                run=r,
+                node=position,
+                inputs=tuple(axes(v) for v in _refs((node.args, tuple(node.kwargs.values())))),
+                outputs=tuple(axes(o) for o in node.outputs if o is not None),
+            )
+        )
+    return tuple(made)
+
+
+def _refs(item: Any) -> list[int]:
+    if isinstance(item, Ref):
+        return [item.value]
+    if isinstance(item, tuple):
+        return [v for part in item for v in _refs(part)]
+    return []
+
+
+def _escapes(graph: Graph, lengths: _Lengths, answer: Solution) -> tuple[Escape, ...]:
+    made = []
+    for r, run in enumerate(graph.runs):
+        for position, expression in enumerate(run.escapes):
+            value = linear(_shifted(expression, lengths.first(r)), answer.known, dict(graph.attributes), lengths.of)
+            if value is not None and not value.fixed:
+                made.append(Escape(run=r, position=position, extent=to_extent(value)))
+    return tuple(made)

@@ -1,0 +1,367 @@
+"""trace: record what computes what. One eager run of a throw-away copy per mode and example input."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from secateur._replay import (
+    Plain,
+    Session,
+    TracedInt,
+    check_runs,
+    leaves,
+    map_tensors,
+    origin_of,
+    quiet,
+    run_watched,
+    set_mode,
+    source_line,
+    stage,
+)
+from secateur._surgery import fingerprint_structure, tensors
+from secateur.errors import InputError, TraceError, UnsupportedModel
+from secateur.ops.modules import swap_key
+from secateur.schema.graph import Attribute, Call, Graph, Integer, Node, Parameter, Ref, Run, Size, Value
+
+ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | list[Any]
+
+# calls whose integer arguments shape their result; kept even when no integer in them has a memory
+_SHAPING = frozenset(
+    "view reshape expand repeat new_zeros new_ones new_full new_empty zeros ones empty full unflatten split "
+    "split_with_sizes chunk tensor_split pad __getitem__ narrow select conv1d conv2d conv3d conv_transpose1d "
+    "conv_transpose2d conv_transpose3d group_norm layer_norm rms_norm repeat_interleave unfold roll".split()
+)
+
+
+def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
+    """Record what computes what, in evaluation and in training mode, on every example input given.
+
+    Args:
+        model: any model that runs; it is only read. A compiled or data-parallel wrapper is looked through.
+        example_inputs: what the model takes: a tensor, a tuple of arguments, a mapping of keyword arguments,
+            or a list of several of those. Small ones will do: batch 1 or 2, the smallest legal size.
+    Returns:
+        The graph: symbolic, without weights or activations.
+    Raises:
+        TraceError: the model cannot be run on the example inputs.
+        UnsupportedModel: a quantised, scripted or lazily built model.
+    """
+    model = unwrapped(model)
+    check_supported(model)
+    runs: list[Run] = []
+    notes: list[str] = []
+    touched: set[str] = set()
+    attributes: dict[Attribute, int] = {}
+    for example, inputs in enumerate(each_input(example_inputs)):
+        check_runs(model, inputs)
+        for mode in ("eval", "train"):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                try:
+                    run, names, found = _record(model, inputs, mode, example)  # type: ignore[arg-type]
+                except Exception as error:
+                    if mode == "eval":
+                        raise TraceError(
+                            "the forward could not be recorded",
+                            where=type(model).__name__,
+                            got=f"{type(error).__name__}: {error}",
+                            todo="please report it with the model; a forward that runs should record",
+                        ) from error
+                    notes.append(f"training mode was not recorded: {type(error).__name__}: {str(error)[:200]}")
+                    continue
+            runs.append(run)
+            touched |= names
+            attributes.update(found)
+    parameters = _parameters(model)
+    executed = {p.canonical for p in parameters if p.name in touched}
+    return Graph(
+        runs=tuple(runs),
+        parameters=parameters,
+        attributes=tuple(attributes.items()),
+        swaps=tuple((path, key) for path, m in model.named_modules() if (key := swap_key(m)) is not None),
+        unexecuted=tuple(
+            p.name for p in parameters if p.name == p.canonical and p.name not in executed and p.dtype != "int64"
+        ),
+        notes=tuple(dict.fromkeys(notes)),
+        structure=fingerprint_structure(model),
+        examples=tuple(each_input(example_inputs)),
+    )
+
+
+def each_input(example_inputs: ExampleInputs) -> Sequence[Any]:
+    """The example inputs one by one."""
+    items = example_inputs if isinstance(example_inputs, list) else [example_inputs]
+    for item in items:
+        if not isinstance(item, Tensor | tuple | Mapping):
+            raise InputError(
+                "example inputs must be a tensor, a tuple of arguments or a mapping of keyword arguments",
+                got=type(item).__name__,
+                todo="pass one batch as the model takes it, for example next(iter(loader))[0]",
+            )
+    if not items:
+        raise InputError("no example inputs", todo="pass one batch as the model takes it")
+    return items
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile or (Distributed)DataParallel."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]  # type: ignore[assignment]
+        else:
+            return model
+
+
+def check_supported(model: nn.Module) -> None:
+    """Refuse by name what cannot be cut.
+
+    Raises:
+        UnsupportedModel: scripted, quantised or lazy modules.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModel(
+            "a scripted model has no Python forward to keep", todo="prune the model before torch.jit.script or trace"
+        )
+    for path, module in model.named_modules():
+        kind = type(module)
+        if "quantized" in kind.__module__ or kind.__module__.startswith(("torchao", "bitsandbytes")):
+            raise UnsupportedModel(
+                "quantised modules cannot be cut", where=path, got=kind.__name__, todo="prune first, quantise afterwards"
+            )
+    for name, _, tensor in tensors(model):
+        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+            raise UnsupportedModel(
+                "a lazy module has no sizes yet", where=name, todo="run the model once on real data, then prune"
+            )
+        if tensor.is_quantized or tensor.layout != torch.strided:
+            raise UnsupportedModel(
+                "quantised or sparse tensors cannot be cut", where=name, got=f"{tensor.layout}, {tensor.dtype}"
+            )
+
+
+def _parameters(model: nn.Module) -> tuple[Parameter, ...]:
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return tuple(
+        Parameter(
+            name=name,
+            canonical=canonical,
+            kind="parameter" if name in own else "buffer",
+            shape=tuple(tensor.shape),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+        )
+        for name, canonical, tensor in tensors(model)
+    )
+
+
+def _record(
+    model: nn.Module, inputs: Any, mode: Literal["eval", "train"], example: int
+) -> tuple[Run, set[str], dict[Attribute, int]]:
+    session = Session()
+    double, attributes, names = stage(model, session)
+    set_mode(double, mode)
+    canonical = {name: first for name, first, _ in tensors(model)}
+    recorder = _Recorder(session, names, canonical)
+    for path, module in double.named_modules():
+        recorder.follow(path, module)
+    inputs = map_tensors(copy.deepcopy(inputs), lambda t: t)
+    given = [recorder.register(t) for t in leaves(inputs)]
+    out = run_watched(double, inputs, recorder)
+    # a parameter handed out by the forward was never part of an operation
+    outputs = [recorder.reference(t).value for t in leaves(out)]
+    run = Run(
+        mode=mode,
+        example=example,
+        values=tuple(recorder.values),
+        nodes=tuple(recorder.nodes),
+        calls=tuple(recorder.calls),
+        comparisons=tuple(dict.fromkeys(session.comparisons)),
+        escapes=tuple(session.escapes),
+        inputs=tuple(given),
+        outputs=tuple(outputs),
+    )
+    touched = {v.name for v in recorder.values if v.name is not None}
+    return run, touched, dict(attributes)
+
+
+class _Recorder(Plain):
+    """Writes down values, operations and the calls that shape them."""
+
+    def __init__(self, session: Session, names: Mapping[int, str], canonical: Mapping[str, str]) -> None:
+        super().__init__(session)
+        self.names, self.canonical = names, canonical
+        self.values: list[Value] = []
+        self.nodes: list[Node] = []
+        self.calls: list[Call] = []
+        self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.modules: list[str] = []
+
+    def follow(self, path: str, module: nn.Module) -> None:
+        """Keep track of the innermost module at work."""
+
+        def enter(*_: Any) -> None:
+            self.modules.append(path)
+
+        def leave(*_: Any) -> None:
+            self.modules.pop()
+
+        module.register_forward_pre_hook(enter, prepend=True)
+        module.register_forward_hook(leave, always_call=True)
+
+    def register(self, tensor: Tensor) -> int:
+        """A new value for this tensor."""
+        name = self.names.get(id(tensor))
+        self.values.append(
+            Value(
+                shape=tuple(Plain.sizes(self, tensor)),
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                param=None if name is None else self.canonical.get(name, name),
+                name=name,
+            )
+        )
+        self.known[tensor] = len(self.values) - 1
+        return len(self.values) - 1
+
+    def reference(self, tensor: Tensor) -> Ref:
+        """The value of a tensor; a tensor never seen before is a constant of the model."""
+        index = self.known.get(tensor)
+        return Ref(self.register(tensor) if index is None else index)
+
+    def sizes(self, tensor: Tensor) -> torch.Size:
+        """The shape, each length knowing its tensor and axis."""
+        plain_sizes = Plain.sizes(self, tensor)
+        value = self.reference(tensor).value
+        return torch.Size(
+            TracedInt.make(n, Size(value, axis), self.session) for axis, n in enumerate(plain_sizes)
+        )
+
+    def operation(self, op: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operation and write it down."""
+        args = quiet(op, args)
+        seen_args, seen_kwargs = self._written(args), {k: self._written(v) for k, v in kwargs.items()}
+        writes = _written_tensors(function, args, kwargs)
+        before = [self.reference(t).value for t in writes]
+        out = super().operation(op, function, args, kwargs)
+        for tensor in writes:
+            self.known.pop(tensor, None)
+        outputs: list[int | None] = []
+        for item in out if isinstance(out, tuple | list) else [out]:
+            if not isinstance(item, Tensor):
+                outputs.append(None)
+            elif item in self.known and self.values[self.known[item]].name is None and item not in writes:
+                outputs.append(self.known[item])  # the operation returned its own argument
+            else:
+                outputs.append(self.register(item))
+        self.nodes.append(
+            Node(
+                op=op,
+                args=seen_args,
+                kwargs=seen_kwargs,
+                outputs=tuple(outputs),
+                multiple=isinstance(out, tuple | list),
+                writes=tuple(before),
+                module=self.modules[-1] if self.modules else "",
+                source=source_line(),
+            )
+        )
+        for tensor, old in zip(writes, before, strict=True):
+            if tensor not in self.known:
+                self.register(tensor)
+            self._spread_write(tensor, old)
+        return out
+
+    def _spread_write(self, tensor: Tensor, old: int) -> None:
+        """Other tensors on the written memory have changed too: each gets a new value, made by `alias_write`."""
+        memory = tensor.untyped_storage().data_ptr()
+        if not memory:
+            return
+        new = self.known[tensor]
+        for other in list(self.known):
+            if other is tensor or other.is_sparse or other.untyped_storage().data_ptr() != memory:
+                continue
+            stale = self.known[other]
+            if stale == old or stale == new:
+                self.known[other] = new
+                continue
+            same = other.shape == tensor.shape and other.stride() == tensor.stride()
+            if same and other.storage_offset() == tensor.storage_offset():
+                self.known[other] = new
+                continue
+            self.known.pop(other)
+            fresh = self.register(other)
+            self.nodes.append(
+                Node(
+                    op="alias_write",
+                    args=(Ref(stale), Ref(new)),
+                    kwargs={},
+                    outputs=(fresh,),
+                    multiple=False,
+                    module=self.modules[-1] if self.modules else "",
+                    source=source_line(),
+                )
+            )
+
+    def called(self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Keep the call if its integers matter."""
+        if function not in _SHAPING and not _has_traced((args, kwargs)):
+            return
+        results = [out] if isinstance(out, Tensor) else (list(out) if isinstance(out, tuple | list) else [])
+        self.calls.append(
+            Call(
+                function=function,
+                args=self._written(args),
+                kwargs={k: self._written(v) for k, v in kwargs.items()},
+                outputs=tuple(self.reference(t).value if isinstance(t, Tensor) else None for t in results),
+                module=self.modules[-1] if self.modules else "",
+                source=source_line(),
+            )
+        )
+
+    def _written(self, item: Any) -> Any:
+        """Arguments as they are written down."""
+        if isinstance(item, Tensor):
+            return self.reference(item)
+        if isinstance(item, TracedInt):
+            return Integer(int.__index__(item), origin_of(item))
+        if isinstance(item, slice):
+            return ("slice", self._written(item.start), self._written(item.stop), self._written(item.step))
+        if isinstance(item, tuple | list):
+            return tuple(self._written(i) for i in item)
+        if item is None or isinstance(item, bool | int | float | str):
+            return item
+        if item is Ellipsis:
+            return "..."
+        return str(item)
+
+
+def _has_traced(item: Any) -> bool:
+    if isinstance(item, TracedInt):
+        return True
+    if isinstance(item, slice):
+        return any(isinstance(i, TracedInt) for i in (item.start, item.stop, item.step))
+    if isinstance(item, Mapping):
+        return any(_has_traced(i) for i in item.values())
+    if isinstance(item, tuple | list):
+        return any(_has_traced(i) for i in item)
+    return False
+
+
+def _written_tensors(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that an ATen operation writes in place, by its schema."""
+    if not isinstance(function, torch._ops.OpOverload) or not function._schema.is_mutable:
+        return []
+    found: list[Tensor] = []
+    for position, argument in enumerate(function._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[position] if position < len(args) else kwargs.get(argument.name)
+        items: Iterable[Any] = value if isinstance(value, tuple | list) else [value]
+        found += [t for t in items if isinstance(t, Tensor)]
+    return found
