@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from secateur.schema.certificate import Drops, Outcome
 from secateur.schema.problem import Problem
 from secateur.schema.task import Batches, Task
 
@@ -91,3 +92,34 @@ class Executor(Protocol):
     name: str
 
     def __call__(self, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[tuple[int, Any]]: ...
+
+
+class Certifier(Protocol):
+    """Decides from paired drops whether the mean drop is shown to be at most a margin.
+
+    Attributes:
+        name: as in the table.  settings: its arguments in words.  source: citation.
+        sequential: whether it may look after every unit (and so stop early), or only once at the planned n.
+
+    `__call__` rejects "mean drop > margin" wrongly with probability at most `level`, whatever the drops are.
+    `limit` is an upper confidence limit of the mean drop, at most the margin if and only if `__call__` certifies.
+    `p_value` is exact or None.  `needed` estimates the units for a power of 0.8, with the calculation in words;
+    None where the drops seen are not below the margin.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def settings(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def sequential(self) -> bool: ...
+
+    def __call__(self, drops: Drops, *, margin: float, level: float) -> Outcome: ...
+
+    def limit(self, drops: Drops, *, margin: float, level: float) -> float: ...
+
+    def p_value(self, drops: Drops, *, margin: float, level: float) -> float | None: ...
+
+    def needed(self, drops: Drops, *, margin: float, level: float) -> tuple[int, str] | None: ...
