@@ -80,7 +80,7 @@ def test_the_program_for_large_systems_agrees_with_the_list_for_small_ones(syste
             continue
         index = list(component.groups)
         bounds = [[system.least[g] for g in index], [system.n_units[g] for g in index]]
-        points = _counts._points(component, *bounds)
+        points = _counts.points(component, *bounds)
         for objective in (_counts._Nearest(target, weights), _counts._Cheapest(prices)):
             found = _counts._solve_program(component, *bounds, objective)
             if not len(points):
@@ -277,7 +277,7 @@ def test_a_large_system_with_many_directions_is_solved_by_the_program() -> None:
         n_units=(64,) * n, least=(1,) * n, equations=(Equation(terms=tuple((g, 1) for g in range(n)), modulus=32),)
     )
     (component,) = _counts.components(system)
-    assert _counts._n_points(component, system.least, system.n_units) > _counts.MOST_POINTS
+    assert _counts.n_points(component, system.least, system.n_units) > _counts.MOST_POINTS
     found = _counts.project(system, [21.0] * n)  # 24 * 21 = 504, the nearest multiple of 32 is 512
     assert sum(found) == 512
     assert sum(abs(k - 21) for k in found) == 8

@@ -443,16 +443,16 @@ def _solve(
     low, high = [least[g] for g in component.groups], [most[g] for g in component.groups]
     if component.origin is None or any(a > b for a, b in zip(low, high, strict=True)):
         return None
-    if _n_points(component, low, high) > MOST_POINTS:
+    if n_points(component, low, high) > MOST_POINTS:
         return _solve_program(component, low, high, objective)
-    points = _points(component, low, high)
-    if not len(points):
+    listed = points(component, low, high)
+    if not len(listed):
         return None
-    return tuple(int(k) for k in points[int(np.argmin(_values(component, points, objective)))])
+    return tuple(int(k) for k in listed[int(np.argmin(_values(component, listed, objective)))])
 
 
-def _n_points(component: Component, low: Sequence[int], high: Sequence[int]) -> int:
-    """How many points `_points` looks at, at most."""
+def n_points(component: Component, low: Sequence[int], high: Sequence[int]) -> int:
+    """How many points `points` looks at, at most."""
     total = 1
     for direction in component.basis:
         pivot, step = next((i, d) for i, d in enumerate(direction) if d)
@@ -460,7 +460,7 @@ def _n_points(component: Component, low: Sequence[int], high: Sequence[int]) -> 
     return total
 
 
-def _points(component: Component, low: Sequence[int], high: Sequence[int]) -> NDArray[np.int64]:
+def points(component: Component, low: Sequence[int], high: Sequence[int]) -> NDArray[np.int64]:
     """All points of the lattice inside the bounds, [point, i], those that keep the most units first.
 
     One direction after the other: the first entry of a direction is not touched by those that follow, so it tells
@@ -468,35 +468,35 @@ def _points(component: Component, low: Sequence[int], high: Sequence[int]) -> ND
     """
     assert component.origin is not None
     a, b = np.array(low, np.int64), np.array(high, np.int64)
-    points = np.array([component.origin], np.int64)
+    found = np.array([component.origin], np.int64)
     for number, row in enumerate(component.basis):
         direction = np.array(row, np.int64)
         pivot = int(np.flatnonzero(direction)[0])
         step = direction[pivot]
-        first = -((points[:, pivot] - a[pivot]) // step)  # least z with a <= point + z step
-        n_steps = np.maximum((b[pivot] - points[:, pivot]) // step - first + 1, 0)
+        first = -((found[:, pivot] - a[pivot]) // step)  # least z with a <= point + z step
+        n_steps = np.maximum((b[pivot] - found[:, pivot]) // step - first + 1, 0)
         starts = np.repeat(np.cumsum(n_steps) - n_steps, n_steps)
         z = np.repeat(first, n_steps) + np.arange(n_steps.sum()) - starts
-        points = np.repeat(points, n_steps, axis=0) + z[:, None] * direction
+        found = np.repeat(found, n_steps, axis=0) + z[:, None] * direction
         later = np.array(component.basis[number + 1 :], np.int64).reshape(-1, len(a))
         settled = ~later.any(axis=0)
-        points = points[((points >= a) & (points <= b))[:, settled].all(axis=1)]
-    points = points[((points >= a) & (points <= b)).all(axis=1)]
-    order = np.argsort(-points.sum(axis=1), kind="stable")
-    result: NDArray[np.int64] = points[order]
+        found = found[((found >= a) & (found <= b))[:, settled].all(axis=1)]
+    found = found[((found >= a) & (found <= b)).all(axis=1)]
+    order = np.argsort(-found.sum(axis=1), kind="stable")
+    result: NDArray[np.int64] = found[order]
     return result
 
 
-def _values(component: Component, points: NDArray[np.int64], objective: _Objective) -> NDArray[np.float64]:
+def _values(component: Component, listed: NDArray[np.int64], objective: _Objective) -> NDArray[np.float64]:
     index = list(component.groups)
     match objective:
         case _Nearest(target, weights):
             # Rounded, so that ties are ties and not a matter of the last bit.
-            return np.round(np.abs(points - target[index]) @ weights[index], 12)
+            return np.round(np.abs(listed - target[index]) @ weights[index], 12)
         case _Cheapest(prices):
-            return np.asarray(points @ prices[index], np.float64)
+            return np.asarray(listed @ prices[index], np.float64)
         case _:
-            return np.zeros(len(points))
+            return np.zeros(len(listed))
 
 
 def _solve_program(
@@ -525,16 +525,20 @@ def _solve_program(
     elif isinstance(objective, _Cheapest):
         prices = objective.prices[index] @ basis
         costs[:] = prices / max(np.abs(prices).max(), 1e-300)
-    result = milp(
-        costs,
-        integrality=np.array([1] * n_z + [0] * n_distances),
-        bounds=Bounds([-np.inf] * n_z + [0.0] * n_distances, np.inf),
-        constraints=constraints,
-        options={"mip_rel_gap": 0.0},
-    )
-    if result.x is None:
-        assert result.status == 2, f"the solver of count equations stopped early: {result.message}"
-        return None
+    # Presolve fails now and then with "solve error" on programs that are fine without it.
+    for presolve in (True, False):
+        result = milp(
+            costs,
+            integrality=np.array([1] * n_z + [0] * n_distances),
+            bounds=Bounds([-np.inf] * n_z + [0.0] * n_distances, np.inf),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0, "presolve": presolve},
+        )
+        if result.status == 2:
+            return None
+        if result.x is not None:
+            break
+    assert result.x is not None, f"the solver of count equations stopped early: {result.message}"
     z = [int(v) for v in np.rint(result.x[:n_z])]
     counts = tuple(
         o + sum(v * direction[i] for v, direction in zip(z, component.basis, strict=True))
