@@ -17,10 +17,12 @@ class Point:
     Attributes:
         removed: requested fraction in [0, 1].  n_removed: units really removed.
         n: examples.  weight: sum of example weights (n where unweighted).
-        loss, loss_sq: sums of the paired loss difference and of its square.
+        loss, loss_sq: weighted sums of the paired loss difference and of its square.
         drop, drop_sq: the same for the paired drop in `correct`; None where the task has none.
         base_loss, base_correct: sums of the dense model's loss and score on the same examples.
         recovered: measured after the cheap recovery that will follow.
+        weight_sq: sum of the squared example weights (n where unweighted; 0 = not recorded, taken as unweighted).
+        also: (group, units) removed together with it, because count equations ask for that.
     """
 
     group: int
@@ -36,6 +38,8 @@ class Point:
     base_loss: float
     base_correct: float | None
     recovered: bool = False
+    weight_sq: float = 0.0
+    also: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

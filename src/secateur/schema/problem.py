@@ -14,7 +14,8 @@ class Problem:
     """Choose kept counts k[g] that meet the budget with the least predicted loss.
 
     Attributes:
-        losses: [group][j], ascending: predicted loss increase of removing the j-th unit of the removal order.
+        losses: [group][j]: predicted loss increase of removing the j-th unit of the removal order. Ascending where it
+            comes from scores; differences of measured curves need not be.
         n_units: units per group.  least: least kept count per group (at least 1).
         costs: the true, multilinear cost terms.
         equations: integer constraints every solution satisfies.
