@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -59,13 +60,14 @@ def match_output(
 
     def agree(out: Any, batch: Any) -> Tensor:
         values, target = both(out, batch)
-        return flat((values.argmax(-1) == target.argmax(-1)).to(values.dtype)).mean(-1)
+        same: Tensor = values.argmax(-1) == target.argmax(-1)
+        return flat(same.to(values.dtype)).mean(-1)
 
     def kl_curvature(out: Any, batch: Any, generator: torch.Generator) -> Tensor:
         values = first(out)
         drawn = draw(values, generator).unsqueeze(-1)
         each = flat(-values.log_softmax(-1).gather(-1, drawn).squeeze(-1))
-        return each.sum(-1) / each.shape[-1] ** 0.5
+        return each.sum(-1) / math.sqrt(each.shape[-1])
 
     def squared(out: Any, batch: Any) -> Tensor:
         values, target = both(out, batch)

@@ -1,0 +1,1032 @@
+"""One pass over the data that collects everything several criteria need: named statistics, units first.
+
+The gate of unit u multiplies everything that reads the unit: all elements of its `read` members by 1 - t. At t = 1
+the unit is gone, whatever stands before it. Its per-example gradient is
+
+    g[n, u] = d loss[n] / d gate[u] = sum over the read elements of u of w * d loss[n] / d w
+
+A group that nothing reads (the halves of an inner product, queries and keys) is gated where it is written: at the
+first parameter that writes it and that parameter's bias; the other factor is left as it is.
+
+Statistics, per group (U units, P elements of a unit, padded with 0):
+
+    units            [U]     global numbers of the units
+    write_weights    [U, P]  weights that produce the unit (with biases);  read_weights: that consume it;
+                             scale_weights: that act on it element by element;  all_weights
+    write_gradients  [U, P]  gradient of the mean loss at write_weights, nats per unit of weight; likewise
+                             read_gradients, scale_gradients, all_gradients
+    n                []      examples, discounted for uneven weights: (sum w)^2 / sum w^2
+    gate_mean        [U]     mean over examples of g, nats
+    gate_moments     [U, 4]  means of g, g^2, g^3, g^4
+    gate_absolute    [U]     mean of |g|
+    gate_sampled/k   [U, 3]  means of s, s^2, g s with s = mean over k draws of (gate gradient of the task's
+                             curvature draw)^2: an unbiased estimate of the Gauss-Newton diagonal per example
+    gate_hessian/k   [U, 2]  Hutchinson estimate of the Hessian diagonal of the mean loss over gates, k probes per
+                             batch, and the variance of that estimate
+    activation       [U, 4]  of what the readers of the unit see: mean, mean square, mean absolute value, share of
+                             exact zeros; over examples and positions, averaged over the readers' channels
+    input_norm       [U, P]  root mean square of the input that each read element multiplies
+
+How: where a reader is a linear map or an ungrouped convolution that is called as such, its input x is tapped, and
+g[n, u] = sum over positions and channels of x * dloss/dx: one forward, one backward without weight gradients, for
+the whole batch. On the first batch it is checked that examples do not mix and that the sums equal autograd's weight
+gradients; groups that fail, or whose readers are something else, are done one example at a time
+(`torch.func.vmap`, or a plain loop where an operation has no batching rule). All ways give the same numbers.
+
+Index conventions: n example, u unit, p element of a unit, c channel.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from secateur._evaluate import (
+    Progress,
+    batch_hashes,
+    batch_size,
+    check_batches,
+    check_losses,
+    combine_hashes,
+    device_of,
+    examples,
+    length,
+    map_leaves,
+    mode,
+    to_device,
+    weights_of,
+)
+from secateur._units import matrix, offsets
+from secateur.errors import EmptyData, InputError, MissingStatistic, NonFinite, TaskShapeError
+from secateur.schema.groups import Group, Groups, Member
+from secateur.schema.task import Batch, Batches, Task
+
+ROLES: Mapping[str, tuple[str, ...] | None] = {
+    "write": ("write", "both"),
+    "read": ("read", "both"),
+    "scale": ("scale",),
+    "all": None,
+}
+FREE = ("units", "n", *(f"{role}_weights" for role in ROLES))
+PASS = (
+    *("gate_mean", "gate_moments", "gate_absolute", "gate_sampled", "gate_hessian", "activation", "input_norm"),
+    *(f"{role}_gradients" for role in ROLES),
+)
+PER_EXAMPLE = ("gate_moments", "gate_absolute", "gate_sampled")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Statistics:
+    """Sums over examples; two of them for two parts of the data add up to that of the whole.
+
+    Attributes:
+        sums: name -> [U in all] or [U in all, k] float64, weighted sums over examples.
+        params: name -> canonical parameter name -> sums in the parameter's shape (or [axis]).
+        missing: statistic -> groups for which it could not be collected.
+        n: examples.  weight, weight_sq: sums of their weights and squared weights.
+        data: sum of the examples' content hashes, as hex.
+        needs: what was asked for.
+    """
+
+    sums: Mapping[str, Tensor]
+    params: Mapping[str, Mapping[str, Tensor]]
+    missing: Mapping[str, frozenset[int]]
+    n: int
+    weight: float
+    weight_sq: float
+    data: str
+    needs: tuple[str, ...]
+    per_example: bool
+
+
+def merge(a: Statistics, b: Statistics) -> Statistics:
+    """The statistics of both parts of the data.
+
+    Raises:
+        InputError: they hold different statistics.
+    """
+    if set(a.needs) != set(b.needs) or a.per_example != b.per_example:
+        raise InputError("two different sets of statistics cannot be added", expected=a.needs, got=b.needs)
+    return Statistics(
+        sums=_add(a.sums, b.sums),
+        params={k: _add(a.params.get(k, {}), b.params.get(k, {})) for k in {*a.params, *b.params}},
+        missing={k: a.missing.get(k, frozenset()) | b.missing.get(k, frozenset()) for k in {*a.missing, *b.missing}},
+        n=a.n + b.n,
+        weight=a.weight + b.weight,
+        weight_sq=a.weight_sq + b.weight_sq,
+        data=combine_hashes([a.data, b.data]),
+        needs=a.needs,
+        per_example=a.per_example,
+    )
+
+
+def _add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: a[k] + b[k] if k in a and k in b else (a[k] if k in a else b[k]) for k in {**a, **b}}
+
+
+def check_needs(needs: Sequence[str], task: Task) -> None:
+    """Refuse statistics that do not exist, or that this task cannot give.
+
+    Raises:
+        MissingStatistic: naming it.
+    """
+    for need in needs:
+        base = need.partition("/")[0]
+        if base not in FREE and base not in PASS:
+            raise MissingStatistic(
+                f"there is no statistic {need!r}", expected=", ".join((*FREE, *PASS)), todo="see secateur/_stats.py"
+            )
+        if base in PER_EXAMPLE and not task.per_example:
+            raise MissingStatistic(
+                f"{base} needs one loss per example, and task {task.name!r} has only a mean over the batch",
+                expected="a task with per-example losses",
+                got="tasks.from_mean",
+                todo="write sc.Task(forward=..., losses=...) with reduction='none', or use criteria.taylor() "
+                "or criteria.hutchinson(), which need only the mean",
+            )
+        if base == "gate_sampled" and task.curvature is None:
+            raise MissingStatistic(
+                f"{base} needs labels drawn from the model, and task {task.name!r} does not say how",
+                todo="give sc.Task(curvature=...), or use a criterion with the empirical Fisher",
+            )
+
+
+def collect(
+    model: nn.Module,
+    groups: Groups,
+    batches: Batches,
+    task: Task,
+    needs: Sequence[str],
+    *,
+    seed: int = 0,
+    device: torch.device | None = None,
+    exact: bool = False,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Everything in `needs`, in one pass over the data, in memory that depends on model and batch size only.
+
+    The model runs in eval mode; modes, gradients and flags are restored, also when something fails.
+
+    Args:
+        seed: of the random probes and drawn labels.
+        exact: one example at a time for all groups: slow, and the yardstick of the fast way.
+
+    Raises:
+        OneShotIterable, EmptyData, TaskShapeError, NonFinite, MissingStatistic: with the reason.
+    """
+    check_needs(needs, task)
+    needs = tuple(sorted({n for n in needs if n.partition("/")[0] in PASS}))
+    if not needs:
+        return _nothing(needs, task)
+    check_batches(batches)
+    where = device or device_of(model)
+    total = length(batches)
+    plan = _plan(model, groups, needs, exact=exact)
+    stats = _nothing(needs, task)
+    # On the CPU whatever the model's device: the same numbers are drawn everywhere.
+    generator = torch.Generator().manual_seed(seed)
+    with torch.inference_mode(False), torch.enable_grad(), mode(model):
+        for index, raw in enumerate(batches):
+            batch = to_device(raw, where)
+            part = _batch_statistics(model, groups, plan, batch, task, needs, generator, f"batch {index}")
+            stats = merge(stats, part)
+            if progress is not None:
+                progress("score", index + 1, total)
+    if stats.n == 0:
+        raise EmptyData(
+            "the data holds no example",
+            where="batches",
+            todo="if it worked once before, the data can be iterated only once: pass the DataLoader itself",
+        )
+    if stats.weight <= 0:
+        raise InputError("all examples have weight 0", where="Task.weights")
+    return stats
+
+
+def _nothing(needs: tuple[str, ...], task: Task) -> Statistics:
+    return Statistics(
+        sums={},
+        params={},
+        missing={},
+        n=0,
+        weight=0.0,
+        weight_sq=0.0,
+        data=combine_hashes([]),
+        needs=needs,
+        per_example=task.per_example,
+    )
+
+
+# From sums to the statistics of one group
+
+
+def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs: Sequence[str]) -> dict[str, Tensor]:
+    """The statistics of group g by name, units first; means, not sums.
+
+    Raises:
+        MissingStatistic: one of `needs` was not collected for this group.
+        NonFinite: weights that are NaN or infinite.
+    """
+    group = groups.groups[g]
+    lo = offsets(groups)[g]
+    units = slice(lo, lo + group.n_units)
+    found: dict[str, Tensor] = {
+        "units": torch.arange(units.start, units.stop),
+        "n": torch.tensor(stats.weight**2 / stats.weight_sq if stats.weight_sq else 0.0, dtype=torch.float64),
+    }
+    for need in needs:
+        base = need.partition("/")[0]
+        if g in stats.missing.get(base, frozenset()):
+            raise MissingStatistic(
+                f"{base} could not be collected for group {group.name!r}",
+                where=group.module or group.name,
+                expected="readers that are linear maps or ungrouped convolutions",
+                todo="use a criterion that does not look at activations, or leave the group out with couple(freeze=)",
+            )
+        if base.endswith("_weights"):
+            found[base] = _weights(model, groups, g, ROLES[base.removesuffix("_weights")])
+        elif base.endswith("_gradients"):
+            sums = {k: v / stats.weight for k, v in stats.params["gradients"].items()}
+            found[base] = matrix(groups, g, sums, ROLES[base.removesuffix("_gradients")]).cpu().double()
+        elif base == "input_norm":
+            found[base] = _input_norm(stats, model, groups, g)
+        elif base == "activation":
+            found[base] = _activation(stats, groups.groups[g])
+        elif base == "gate_hessian":
+            scale = torch.tensor([1.0, 1.0 / stats.weight], dtype=torch.float64)
+            found[base] = stats.sums[need][units] / stats.weight * scale
+        elif base in PASS:
+            found[base] = stats.sums[need][units] / stats.weight
+    if "gate_moments" in stats.sums:
+        found.setdefault("gate_moments", stats.sums["gate_moments"][units] / stats.weight)
+    return found
+
+
+def _weights(model: nn.Module, groups: Groups, g: int, roles: tuple[str, ...] | None) -> Tensor:
+    group = groups.groups[g]
+    names = {m.param for m in group.members if roles is None or m.role in roles}
+    parameters = {k: v.detach() for k, v in _parameters(model).items() if k in names}
+    for name, value in parameters.items():
+        if not bool(torch.isfinite(value).all()):
+            raise NonFinite("a weight is not finite", where=name, todo="repair the checkpoint before pruning it")
+    return matrix(groups, g, {k: v.double() for k, v in parameters.items()}, roles).cpu()
+
+
+def _input_norm(stats: Statistics, model: nn.Module, groups: Groups, g: int) -> Tensor:
+    spread: dict[str, Tensor] = {}
+    weights = _parameters(model)
+    for member in groups.groups[g].members:
+        if member.role in ("read", "both"):
+            count, _, squares, _, _ = stats.params["inputs"][member.param].unbind(1)
+            shape = [-1 if a == member.axis else 1 for a in range(weights[member.param].ndim)]
+            spread[member.param] = (squares / count).sqrt().view(shape).expand(weights[member.param].shape)
+    return matrix(groups, g, spread, ROLES["read"]).double()
+
+
+def _activation(stats: Statistics, group: Group) -> Tensor:
+    """[U, 4]: mean, mean square, mean absolute value, share of zeros."""
+    sums = torch.zeros(group.n_units, 4, dtype=torch.float64)
+    channels = torch.zeros(group.n_units, dtype=torch.float64)
+    for member in group.members:
+        if member.role in ("read", "both"):
+            line = stats.params["inputs"][member.param]
+            owner = torch.tensor(member.units)
+            inside = owner >= 0
+            sums.index_add_(0, owner[inside], (line[:, 1:] / line[:, :1])[inside])
+            channels.index_add_(0, owner[inside], torch.ones(int(inside.sum()), dtype=torch.float64))
+    return sums / channels.clamp(min=1).unsqueeze(1)
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters (not buffers: running statistics are no weights) by canonical name."""
+    return dict(model.named_parameters())
+
+
+# What is gated, and how
+
+
+class _Gate(NamedTuple):
+    """One axis of one parameter that the gates of a group multiply.
+
+    owner: [length of the axis] global unit of each index, or -1.  names: under which the parameter is read.
+    """
+
+    param: str
+    axis: int
+    owner: Tensor
+    names: tuple[str, ...]
+    group: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Plan:
+    """What one pass learns on its first batch; lives as long as the pass."""
+
+    gates: tuple[_Gate, ...]
+    n_units: int
+    offsets: tuple[int, ...]
+    readable: frozenset[int]
+    tapped: set[int]
+    verified: set[int] = field(default_factory=set)
+    layouts: dict[tuple[int, int], _Layout] = field(default_factory=dict)
+    vmap: bool = True
+
+
+class _Layout(NamedTuple):
+    """Where the examples stand in a tapped input: axis, and whether they vary slowest or fastest along it."""
+
+    axis: int
+    order: Literal["major", "minor"]
+
+
+def gate_members(group: Group) -> tuple[Member, ...]:
+    """The members whose elements the gate of a unit multiplies: its readers, or the first writer and its bias."""
+    readers = tuple(m for m in group.members if m.role in ("read", "both"))
+    if readers:
+        return readers
+    writers = [m for m in group.members if m.role == "write"]
+    if not writers:
+        return ()
+    first = max(writers, key=lambda m: m.param == group.name or m.param.rpartition(".")[0] == group.name)
+    home = first.param.rpartition(".")[0]
+    chosen = [m for m in writers if m.param.rpartition(".")[0] == home]
+    # One weight and its bias; a second weight in the same module (an LSTM's other matrix) is another factor.
+    bias = first.param.replace("weight", "bias")
+    return tuple(m for m in chosen if m.param in (first.param, bias))
+
+
+def _plan(model: nn.Module, groups: Groups, needs: Sequence[str], *, exact: bool) -> _Plan:
+    start = offsets(groups)
+    gates, readable = [], set()
+    parameters = _parameters(model)
+    for g, group in enumerate(groups.groups):
+        members = [m for m in gate_members(group) if m.param in parameters]
+        reads = bool(members) and all(m.role in ("read", "both") for m in members)
+        # Two gated axes of one parameter would count the elements where they meet twice in a tap.
+        single = len({m.param for m in members}) == len(members)
+        if reads and single and not exact:
+            readable.add(g)
+        for m in members:
+            units = torch.tensor(m.units, dtype=torch.long)
+            owner = torch.where(units >= 0, units + start[g], units)
+            gates.append(_Gate(m.param, m.axis, owner, m.readers or (m.param,), g))
+    return _Plan(
+        gates=tuple(gates),
+        n_units=start[-1],
+        offsets=start,
+        readable=frozenset(readable),
+        tapped=set(readable),
+    )
+
+
+# The statistics of one batch
+
+
+class _Found(NamedTuple):
+    """What one batch gave.  losses [N];  gates [N, U];  drawn: k of [N, U];  inputs: parameter -> [axis, 5]."""
+
+    losses: Tensor
+    gates: Tensor | None
+    drawn: tuple[Tensor, ...]
+    gradients: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+
+
+def _batch_statistics(
+    model: nn.Module,
+    groups: Groups,
+    plan: _Plan,
+    batch: Batch,
+    task: Task,
+    needs: tuple[str, ...],
+    generator: torch.Generator,
+    where: str,
+) -> Statistics:
+    found = _measure(model, groups, plan, batch, task, needs, generator, where)
+    n = len(found.losses)
+    w = weights_of(task, batch, n, where=where)
+    sums: dict[str, Tensor] = {}
+    if found.gates is not None:
+        g = found.gates.cpu().double()
+        _check_gates(g, groups, plan, where)
+        sums["gate_mean"] = w @ g
+        if task.per_example:
+            sums["gate_moments"] = torch.stack([w @ g**k for k in (1, 2, 3, 4)], dim=1)
+            sums["gate_absolute"] = w @ g.abs()
+        for need in needs:
+            if need.startswith("gate_sampled"):
+                s = torch.stack([d.cpu().double().square() for d in found.drawn[: _count(need)]]).mean(0)
+                _check_gates(s, groups, plan, where)
+                sums[need] = torch.stack([w @ s, w @ s.square(), w @ (g * s)], dim=1)
+    for need in needs:
+        if need.startswith("gate_hessian"):
+            estimates = _hessian(model, plan, batch, task, _count(need), generator, w, where)
+            _check_gates(estimates, groups, plan, where)
+            each = estimates.mean(0)
+            spread = estimates.var(0) / len(estimates) if len(estimates) > 1 else torch.zeros_like(each)
+            total = w.sum()
+            # The variance of a sum of batches is the sum of w^2 * variance; `of_group` undoes the scale.
+            sums[need] = torch.stack([total * each, total.square() * spread], dim=1)
+    lacking = frozenset(range(len(groups.groups))) - frozenset(plan.tapped)
+    return Statistics(
+        sums=sums,
+        params={"gradients": found.gradients, "inputs": found.inputs},
+        missing={"activation": lacking, "input_norm": lacking},
+        n=n if task.per_example else int(w.sum()),
+        weight=float(w.sum()),
+        weight_sq=float(w.square().sum()),
+        data=combine_hashes(batch_hashes(batch)),
+        needs=needs,
+        per_example=task.per_example,
+    )
+
+
+def _count(need: str) -> int:
+    return int(need.partition("/")[2] or 1)
+
+
+def _measure(
+    model: nn.Module,
+    groups: Groups,
+    plan: _Plan,
+    batch: Batch,
+    task: Task,
+    needs: Sequence[str],
+    generator: torch.Generator,
+    where: str,
+) -> _Found:
+    bases = {n.partition("/")[0] for n in needs}
+    parameters = _parameters(model)
+    gated = bool(bases & {"gate_mean", "gate_moments", "gate_absolute", "gate_sampled"})
+    wanted = [b.removesuffix("_gradients") for b in bases if b.endswith("_gradients")]
+    names = _members_of(groups, parameters, wanted)
+    draws = max((_count(n) for n in needs if n.startswith("gate_sampled")), default=0)
+    first = not plan.verified
+    if not task.per_example and first:
+        _refuse_sums(model, batch, task)
+    # The first batch is also differentiated by the tapped weights themselves, to compare.
+    checked = [p.param for p in plan.gates if p.group in plan.tapped] if first and gated else []
+    watched = gated or bool(bases & {"activation", "input_norm"})
+    gradients: dict[str, Tensor] = {}
+    gates: Tensor | None = None
+    drawn: list[Tensor] = []
+    taps = _Taps(plan, parameters, watch=watched, record=bases & {"activation", "input_norm"} != set())
+    with _requiring(model, {*names, *checked}):
+        with taps:
+            out = task.forward(model, batch)
+        losses = check_losses(task.losses(out, batch), task, where=where)
+        n = len(losses)
+        if not task.per_example and n != 1:
+            raise TaskShapeError("a task with a mean over the batch returned several losses", where=where, got=n)
+        w = weights_of(task, batch, n, where=where).to(losses.device, losses.dtype)
+        even = task.weights is None or not task.per_example
+        if gated:
+            plan.tapped -= {g.group for g in plan.gates if g.param in taps.bad}
+            _find_layouts(taps, plan, losses)
+            gates, totals = taps.backward(losses, sorted({*names, *checked}), keep=True)
+            if first:
+                _verify(plan, groups, parameters, gates, totals)
+            scale = 1.0 if task.per_example else float(w[0])
+            gradients = {k: totals[k].double() * scale for k in names} if even else {}
+            for _ in range(draws):
+                assert task.curvature is not None
+                surrogate = check_losses(task.curvature(out, batch, generator), task, where=where)
+                drawn.append(taps.backward(surrogate, (), keep=True)[0])
+        elif watched:
+            plan.tapped -= {g.group for g in plan.gates if g.param in taps.bad or g.param not in taps.inputs}
+        if names and not (gated and even):
+            taps.sink = None
+            gradients = {k: v.double() for k, v in taps.gradients((w * losses).sum(), sorted(names)).items()}
+        # Break the circle between taps and graph, so that activations are freed now and not by the collector.
+        taps.sink = None
+    for name, value in gradients.items():
+        if not bool(torch.isfinite(value).all()):
+            raise NonFinite(f"the gradient of {name} is not finite", where=where, todo=_HALF)
+    if gated:
+        assert gates is not None
+        slow = frozenset(range(len(groups.groups))) - frozenset(plan.tapped)
+        if slow and plan.n_units:
+            columns = _columns(plan, slow)
+            gates = gates.index_copy(1, columns, _one_by_one(model, plan, slow, batch, task, n, None).to(gates))
+            for k in range(draws):
+                more = _one_by_one(model, plan, slow, batch, task, n, generator).to(gates)
+                drawn[k] = drawn[k].index_copy(1, columns, more)
+    plan.verified |= set(range(len(groups.groups)))
+    return _Found(losses.detach(), gates, tuple(drawn), gradients, dict(taps.inputs))
+
+
+_HALF = "look at the inputs; in half precision, try bfloat16 or float32"
+
+
+def _members_of(groups: Groups, parameters: Mapping[str, Tensor], wanted: Sequence[str]) -> set[str]:
+    chosen = set()
+    for role in wanted:
+        allowed = ROLES[role]
+        chosen |= {
+            m.param
+            for g in groups.groups
+            for m in g.members
+            if m.param in parameters and (allowed is None or m.role in allowed)
+        }
+    return chosen
+
+
+def _check_gates(g: Tensor, groups: Groups, plan: _Plan, where: str) -> None:
+    bad = ~torch.isfinite(g).all(0)
+    if bool(bad.any()):
+        unit = int(bad.nonzero()[0])
+        index = max(i for i, start in enumerate(plan.offsets[:-1]) if start <= unit)
+        group = groups.groups[index]
+        raise NonFinite(
+            f"the gradient of {int(bad.sum())} units is not finite",
+            where=f"{where}, group {group.name!r}, unit {unit - plan.offsets[index]}, "
+            f"parameters {', '.join(m.param for m in gate_members(group))}",
+            expected="finite gradients",
+            todo=_HALF,
+        )
+
+
+def _refuse_sums(model: nn.Module, batch: Batch, task: Task) -> None:
+    """A mean over a batch lies between those of its halves; a sum is theirs together."""
+    size = batch_size(batch)
+    if size < 2:
+        return
+    with torch.no_grad():
+        whole, one, two = (
+            float(task.losses(task.forward(model, part), part).sum())
+            for part in (batch, examples(batch, 0, size // 2), examples(batch, size // 2, size))
+        )
+    mean = (one * (size // 2) + two * (size - size // 2)) / size
+    if abs(whole - one - two) < 1e-3 * abs(whole) and abs(whole - mean) > 1e-2 * abs(whole):
+        raise TaskShapeError(
+            f"the loss of task {task.name!r} is a sum over the batch, not a mean",
+            expected="the mean over the batch",
+            got=f"{whole:g} for a batch whose halves have {one:g} and {two:g}",
+            todo="use reduction='mean', or better reduction='none' and sc.Task(...)",
+        )
+
+
+@contextmanager
+def _requiring(model: nn.Module, names: set[str]) -> Iterator[None]:
+    """Gradients for exactly these parameters while the graph is built (frozen ones too); flags are restored."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for name, p in model.named_parameters():
+            if p.is_floating_point() or p.is_complex():
+                p.requires_grad_(name in names)
+        yield
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+# The fast way: taps at the inputs of the readers
+
+
+class _Call(NamedTuple):
+    """One tapped call.  channel: axis of x that the weight contracts.  positions: shape of x."""
+
+    key: tuple[int, int]
+    param: str
+    channel: int
+    shape: torch.Size
+
+
+# function -> (position of x, position of the weight, contracted axis of the weight, channel axis of x)
+_LINEAR: Mapping[Any, tuple[int, int, int, int]] = {
+    F.linear: (0, 1, 1, -1),
+    torch.matmul: (0, 1, 0, -1),
+    torch.mm: (0, 1, 0, -1),
+    torch.Tensor.matmul: (0, 1, 0, -1),
+    torch.Tensor.__matmul__: (0, 1, 0, -1),
+    torch.Tensor.mm: (0, 1, 0, -1),
+    torch.addmm: (1, 2, 0, -1),
+    F.conv1d: (0, 1, 1, 1),
+    F.conv2d: (0, 1, 1, 1),
+    F.conv3d: (0, 1, 1, 1),
+    F.conv_transpose1d: (0, 1, 0, 1),
+    F.conv_transpose2d: (0, 1, 0, 1),
+    F.conv_transpose3d: (0, 1, 0, 1),
+}
+_GROUPS_AT: Mapping[Any, int] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), 6),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), 6),
+}
+_NAMES: Mapping[Any, tuple[str, str]] = {torch.addmm: ("mat1", "mat2")}
+
+
+class _Tap(torch.autograd.Function):
+    """Identity; its backward shows (x, dloss/dx) to `sink`. `root` ties every tap to one leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, root: Tensor, sink: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.sink = sink
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        ctx.sink(ctx.saved_tensors[0], grads[0])
+        return grads[0], torch.zeros((), device=grads[0].device), None
+
+
+_tap: Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], None]], Tensor] = _Tap.apply
+
+
+class _Taps(TorchFunctionMode):
+    """Watches a forward pass for calls that contract a gated weight with its input, and taps that input."""
+
+    def __init__(self, plan: _Plan, parameters: Mapping[str, Tensor], *, watch: bool, record: bool) -> None:
+        super().__init__()
+        self.plan = plan
+        self.record = record
+        self.names = {id(parameters[g.param]): g.param for g in plan.gates if watch and g.group in plan.tapped}
+        self.axes = {g.param: g.axis for g in plan.gates if g.group in plan.tapped}
+        self.parameters = parameters
+        self.bad: set[str] = set()
+        self.calls: list[_Call] = []
+        self.inputs: dict[str, Tensor] = {}
+        self.sink: Callable[[_Call, Tensor, Tensor], None] | None = None
+        device = next((p.device for p in parameters.values()), torch.device("cpu"))
+        self.root = torch.zeros((), device=device, requires_grad=True)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        touched = {self.names[id(a)] for a in _flat((args, kwargs)) if id(a) in self.names}
+        if not touched:
+            return func(*args, **kwargs)
+        if func in _LINEAR:
+            tapped = self._tap(func, args, kwargs)
+            if tapped is not None:
+                return func(*tapped, **kwargs)
+        result = func(*args, **kwargs)
+        if func is not F.embedding and any(isinstance(r, Tensor) and id(r) not in self.names for r in _flat(result)):
+            # A view, a cast, a whole attention: where the weight goes from here is not seen.
+            self.bad |= touched
+        return result
+
+    def _tap(self, func: Any, args: Any, kwargs: Any) -> Any:
+        at, weight_at, axis, channel = _LINEAR[func]
+        grouped = kwargs.get("groups", args[_GROUPS_AT[func]] if len(args) > _GROUPS_AT.get(func, 99) else 1)
+        if len(args) <= max(at, weight_at) or id(args[weight_at]) not in self.names or grouped != 1:
+            return None
+        x, name = args[at], self.names[id(args[weight_at])]
+        batched = x.ndim == args[weight_at].ndim if channel == 1 else x.ndim >= 1 and args[weight_at].ndim == 2
+        if self.axes[name] != axis or not batched or not x.is_floating_point():
+            return None
+        channel = channel % x.ndim
+        call = _Call((id(args[weight_at]), sum(c.param == name for c in self.calls)), name, channel, x.shape)
+        self.calls.append(call)
+        if self.record:
+            self._record(name, x.detach(), channel)
+
+        def sink(x: Tensor, grad: Tensor) -> None:
+            if self.sink is not None:
+                self.sink(call, x, grad)
+
+        return (*args[:at], _tap(x, self.root, sink), *args[at + 1 :])
+
+    def _record(self, name: str, x: Tensor, channel: int) -> None:
+        rest = [a for a in range(x.ndim) if a != channel]
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        count = torch.full((x.shape[channel],), float(x.numel() // x.shape[channel]), dtype=torch.float64)
+        sums = [v.sum(rest).cpu().double() if rest else v.cpu().double() for v in (x, x * x, x.abs(), (x == 0).to(x))]
+        line = torch.stack([count, *sums], dim=1)
+        self.inputs[name] = self.inputs[name] + line if name in self.inputs else line
+
+    def backward(self, losses: Tensor, names: Sequence[str], *, keep: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gate gradients [N, U] of each example's own loss, and gradients of the sum of losses by parameter."""
+        n = len(losses)
+        gates = torch.zeros(n, self.plan.n_units, dtype=torch.float64, device=losses.device)
+        if losses.device.type == "mps":
+            gates = gates.float()
+        owners = {(g.param, g.group): g for g in self.plan.gates if g.group in self.plan.tapped}
+
+        def add(call: _Call, x: Tensor, grad: Tensor) -> None:
+            layout = self.plan.layouts.get(call.key)
+            if layout is None:
+                return
+            each = _per_example(x, grad, call.channel, layout, n)
+            for (param, _), gate in owners.items():
+                if param == call.param:
+                    owner = gate.owner.to(each.device)
+                    inside = owner >= 0
+                    gates.index_add_(1, owner[inside], each[:, inside].to(gates.dtype))
+
+        self.sink = add
+        totals = self.gradients(losses.sum(), names, keep=keep)
+        return gates, totals
+
+    def gradients(self, loss: Tensor, names: Sequence[str], *, keep: bool = False) -> dict[str, Tensor]:
+        """Gradients of `loss` by parameter; whatever taps lie on the way report to the sink."""
+        if not loss.requires_grad:
+            return {k: torch.zeros_like(self.parameters[k]) for k in names}
+        with torch.autograd.set_multithreading_enabled(False):
+            grads = torch.autograd.grad(
+                loss, [self.root, *(self.parameters[k] for k in names)], retain_graph=keep, allow_unused=True
+            )
+        pairs = zip(names, grads[1:], strict=True)
+        return {k: torch.zeros_like(self.parameters[k]) if g is None else g for k, g in pairs}
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for v in value:
+            yield from _flat(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _flat(v)
+    else:
+        yield value
+
+
+def _per_example(x: Tensor, grad: Tensor, channel: int, layout: _Layout, n: int) -> Tensor:
+    """Sum over positions of x * grad: [N, C]."""
+    if layout.axis < 0:
+        return _sum_to_channel(x, grad, channel)
+    product = (x * grad).movedim(channel, -1)
+    axis = layout.axis - (layout.axis > channel)
+    product = _split_axis(product, axis, layout, n).movedim(axis if layout.order == "major" else axis + 1, 0)
+    rest = list(range(1, product.ndim - 1))
+    return torch.sum(product, rest, dtype=_wide(product)) if rest else product
+
+
+def _sum_to_channel(x: Tensor, grad: Tensor, channel: int) -> Tensor:
+    product = (x * grad).movedim(channel, -1)
+    rest = list(range(product.ndim - 1))
+    return (product.sum(rest, dtype=_wide(product)) if rest else product).unsqueeze(0)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def _split_axis(x: Tensor, axis: int, layout: _Layout, n: int) -> Tensor:
+    each = x.shape[axis] // n
+    split: Tensor = x.unflatten(axis, (n, each) if layout.order == "major" else (each, n))
+    return split
+
+
+def _find_layouts(taps: _Taps, plan: _Plan, losses: Tensor) -> None:
+    """Where the examples stand in every tapped input: where the loss of some has gradient, and of the others not.
+
+    Two backward passes, one for each half of the examples, for calls not seen before. A call without a fitting
+    axis (examples that mix, or rows routed elsewhere) sends its groups the slow way.
+    """
+    n = len(losses)
+    fresh = [c for c in taps.calls if c.key not in plan.layouts or not _fits(c, plan.layouts[c.key], n)]
+    if not fresh:
+        return
+    if n == 1:
+        # Nothing to tell apart; kept for this batch only, since a larger one must still be looked at.
+        for call in taps.calls:
+            plan.layouts[call.key] = _Layout(-1, "major")
+        return
+    marks: list[dict[tuple[int, int], Tensor]] = []
+    for half in (slice(0, n // 2), slice(n // 2, n)):
+        seen: dict[tuple[int, int], Tensor] = {}
+
+        def look(call: _Call, x: Tensor, grad: Tensor, seen: dict[tuple[int, int], Tensor] = seen) -> None:
+            seen[call.key] = (grad != 0).any(call.channel)
+
+        taps.sink = look
+        taps.gradients(losses[half].sum(), (), keep=True)
+        marks.append(seen)
+    for call in fresh:
+        found = _layout_of(call, n, [m.get(call.key) for m in marks])
+        if found is None:
+            plan.tapped -= {g.group for g in plan.gates if g.param == call.param}
+            plan.layouts.pop(call.key, None)
+        else:
+            plan.layouts[call.key] = found
+
+
+def _fits(call: _Call, layout: _Layout, n: int) -> bool:
+    return (layout.axis < 0 and n == 1) or (layout.axis >= 0 and call.shape[layout.axis] % n == 0)
+
+
+def _layout_of(call: _Call, n: int, marks: Sequence[Tensor | None]) -> _Layout | None:
+    rest = [a for a in range(len(call.shape)) if a != call.channel]
+    for axis in sorted(rest, key=lambda a: (call.shape[a] != n, a)):
+        if call.shape[axis] % n or call.shape[axis] == 0:
+            continue
+        for order in ("major", "minor"):
+            layout = _Layout(axis, "major" if order == "major" else "minor")
+            position = axis - (axis > call.channel)
+            clean = True
+            for mark, outside in zip(marks, (slice(n // 2, n), slice(0, n // 2)), strict=True):
+                if mark is not None:
+                    rows = _split_axis(mark, position, layout, n)
+                    rows = rows.movedim(position if order == "major" else position + 1, 0)
+                    clean = clean and not bool(rows[outside].any())
+            if clean:
+                return layout
+    return None
+
+
+def _verify(
+    plan: _Plan, groups: Groups, parameters: Mapping[str, Tensor], gates: Tensor, totals: Mapping[str, Tensor]
+) -> None:
+    """Tapped sums against autograd's own weight gradients: sum over n of g[n, u] = sum over the elements of w dL/dw."""
+    for index in sorted(plan.tapped):
+        group = groups.groups[index]
+        units = slice(plan.offsets[index], plan.offsets[index + 1])
+        mine = [g for g in plan.gates if g.group == index]
+        if any(m.role == "both" for m in group.members):
+            continue  # the weight's own gradient holds the writing path too
+        expected = torch.zeros(group.n_units, dtype=torch.float64)
+        scale = torch.zeros(group.n_units, dtype=torch.float64)
+        for gate in mine:
+            w = parameters[gate.param].detach()
+            product = (w * totals[gate.param]).double().movedim(gate.axis, 0).reshape(w.shape[gate.axis], -1).cpu()
+            inside = gate.owner >= 0
+            local = gate.owner[inside] - plan.offsets[index]
+            expected.index_add_(0, local, product.sum(1)[inside])
+            scale.index_add_(0, local, product.abs().sum(1)[inside])
+        got = gates[:, units].sum(0).cpu().double()
+        coarse = any(parameters[g.param].dtype in (torch.float16, torch.bfloat16) for g in mine)
+        tolerance = (5e-2 if coarse else 1e-3) * (scale + gates[:, units].abs().sum(0).cpu().double()).max()
+        if bool(((got - expected).abs() > tolerance).any()):
+            plan.tapped.discard(index)
+
+
+# The slow way: one example at a time
+
+
+def _columns(plan: _Plan, slow: frozenset[int]) -> Tensor:
+    return torch.cat([torch.arange(plan.offsets[g], plan.offsets[g + 1]) for g in sorted(slow)])
+
+
+class _Gated(nn.Module):
+    """The task's forward as a module, so that `functional_call` can replace parameters inside it."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self.forward_of = task.forward
+
+    def forward(self, batch: Batch) -> Any:
+        return self.forward_of(self.model, batch)
+
+
+def _gated_output(model: nn.Module, plan: _Plan, chosen: frozenset[int], task: Task) -> Callable[[Tensor, Batch], Any]:
+    """From (gates [units of the chosen groups], batch) -> output of the model with the gates in place."""
+    renumber = torch.full((plan.n_units + 1,), -1, dtype=torch.long)
+    columns = _columns(plan, chosen)
+    renumber[columns] = torch.arange(len(columns))
+    names = dict(model.named_parameters(remove_duplicate=False))
+    sites: dict[str, list[tuple[int, Tensor]]] = {}
+    for gate in plan.gates:
+        if gate.group in chosen:
+            for name in gate.names:
+                sites.setdefault(name, []).append((gate.axis, renumber[gate.owner]))
+    module = _Gated(model, task)
+
+    def run(gates: Tensor, batch: Batch) -> Any:
+        padded = torch.cat([gates, gates.new_ones(1)])
+        replaced = {}
+        for name, places in sites.items():
+            w = names[name].detach()
+            for axis, owner in places:
+                line = padded[owner.to(gates.device)]  # -1 is the last, which is one
+                w = w * line.view([-1 if a == axis else 1 for a in range(w.ndim)]).to(w.dtype)
+            replaced[f"model.{name}"] = w
+        return torch.func.functional_call(module, replaced, (batch,), tie_weights=False)
+
+    return run
+
+
+def _one_by_one(
+    model: nn.Module,
+    plan: _Plan,
+    chosen: frozenset[int],
+    batch: Batch,
+    task: Task,
+    n: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Gate gradients [N, units of the chosen groups]; of the task's curvature draw if a generator is given."""
+    run = _gated_output(model, plan, chosen, task)
+    device = device_of(model)
+    ones = torch.ones(len(_columns(plan, chosen)), device=device, dtype=_gate_dtype(model))
+
+    def loss(gates: Tensor, one: Batch) -> Tensor:
+        out = run(gates, one)
+        if generator is None:
+            values = task.losses(out, one)
+        else:
+            assert task.curvature is not None
+            values = task.curvature(out, one, generator)
+        if values.shape != (1,):
+            raise TaskShapeError(
+                f"task {task.name!r} does not give one loss for one example",
+                expected=[1],
+                got=list(values.shape),
+                todo="the first axis of every tensor in a batch must be the example",
+            )
+        return values[0]
+
+    with _requiring(model, set()), _exact_kernels():
+        if not task.per_example:
+            return _gradient(loss, ones, batch).unsqueeze(0)
+        if batch_size(batch) != n:
+            raise TaskShapeError(
+                f"task {task.name!r} gives {n} losses for a batch of {batch_size(batch)} examples",
+                todo="the first axis of every tensor in a batch must be the example, and each must have one loss",
+            )
+        if plan.vmap and n > 1:
+            try:
+                return _vmapped(loss, ones, batch, n)
+            except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError):
+                # No batching rule, control flow on values, ...: the loop below raises again what is not about vmap.
+                plan.vmap = False
+        return torch.stack([_gradient(loss, ones, examples(batch, i, i + 1)) for i in range(n)])
+
+
+def _gate_dtype(model: nn.Module) -> torch.dtype:
+    wide = any(p.dtype == torch.float64 for p in model.parameters())
+    return torch.float64 if wide else torch.float32
+
+
+@contextmanager
+def _exact_kernels() -> Iterator[None]:
+    # Attention kernels without batching rule or second derivative; cuDNN's RNN refuses backward in eval mode.
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False), warnings.catch_warnings():
+        # vmap loops over an operation without a batching rule, which is what is wanted, and warns of it.
+        warnings.filterwarnings("ignore", message=".*not yet implemented the batching rule.*")
+        yield
+
+
+def _gradient(loss: Callable[[Tensor, Batch], Tensor], ones: Tensor, batch: Batch) -> Tensor:
+    gates = ones.clone().requires_grad_()
+    value = loss(gates, batch)
+    if not value.requires_grad:
+        return torch.zeros_like(ones)
+    (grad,) = torch.autograd.grad(value, gates, allow_unused=True)
+    return torch.zeros_like(ones) if grad is None else grad.detach()
+
+
+def _vmapped(loss: Callable[[Tensor, Batch], Tensor], ones: Tensor, batch: Batch, n: int) -> Tensor:
+    tensors: list[Tensor] = []
+
+    def take(item: Any) -> Any:
+        if isinstance(item, Tensor) and item.ndim > 0 and len(item) == n:
+            tensors.append(item)
+        elif isinstance(item, list):
+            raise TypeError("a list of values per example has no tensor axis")
+        return item
+
+    map_leaves(take, batch)
+
+    def one(*slices: Tensor) -> Tensor:
+        rest = iter(slices)
+
+        def put(item: Any) -> Any:
+            return next(rest).unsqueeze(0) if isinstance(item, Tensor) and item.ndim > 0 and len(item) == n else item
+
+        rebuilt = map_leaves(put, batch)
+        gradient: Tensor = torch.func.grad(lambda gates: loss(gates, rebuilt))(ones)
+        return gradient
+
+    # About 64 MiB of per-example weight gradients at a time.
+    chunk = max(1, min(n, 2**24 // max(1, len(ones) * 64)))
+    result: Tensor = torch.func.vmap(one, randomness="different", chunk_size=chunk)(*tensors)
+    return result.detach()
+
+
+# Second order
+
+
+def _hessian(
+    model: nn.Module,
+    plan: _Plan,
+    batch: Batch,
+    task: Task,
+    probes: int,
+    generator: torch.Generator,
+    w: Tensor,
+    where: str,
+) -> Tensor:
+    """Hutchinson estimates z * (H z) of the diagonal of the Hessian of the weighted mean loss: [probes, U]."""
+    run = _gated_output(model, plan, frozenset(range(len(plan.offsets) - 1)), task)
+    dtype, device = _gate_dtype(model), device_of(model)
+    gates = torch.ones(plan.n_units, dtype=dtype, device=device, requires_grad=True)
+    with _requiring(model, set()), _exact_kernels():
+        losses = check_losses(task.losses(run(gates, batch), batch), task, where=where)
+        mean = (w.to(losses.device, losses.dtype) * losses).sum() / float(w.sum())
+        (grad,) = torch.autograd.grad(mean, gates, create_graph=True)
+        estimates = []
+        for k in range(probes):
+            z = (torch.randint(0, 2, (plan.n_units,), generator=generator) * 2 - 1).to(gates)
+            (hz,) = torch.autograd.grad(grad @ z, gates, retain_graph=k + 1 < probes, allow_unused=True)
+            estimates.append(torch.zeros_like(z) if hz is None else z * hz.detach())
+    return torch.stack(estimates).cpu().double()
