@@ -104,7 +104,8 @@ def _label_all(graph: Graph, rules: Mapping[str, Rule]) -> tuple[Kernel, list[li
     environments = []
     for r, run in enumerate(graph.runs):
         env: list[Label | None] = [None] * len(run.values)
-        made = {o for node in run.nodes for o in node.outputs if o is not None}
+        # an operation may hand back its own argument; that does not make it
+        made = {o for node in run.nodes for o in node.outputs if o is not None and o not in _refs(node.args)}
         for i, value in enumerate(run.values):
             if value.param is not None and value.dtype in _FLOATS:
                 env[i] = kernel.source(value.param, value.shape, name=value.name)
@@ -157,7 +158,7 @@ def _apply_rule(
                 got=node,
                 todo="please report it with the model",
             ) from error
-        results = [given] if isinstance(given, Label) else given
+        results = [given] if isinstance(given, Label) else list(given)
     names = _names_of(operation.labels)
     for out, label, shape in zip(node.outputs, list(results) + [None] * len(shapes), shapes, strict=False):
         if out is None:
@@ -589,21 +590,19 @@ def _assemble(
     solved = lengths.solved
     even = _even_equations(kernel, graph, solved)
     groups = _groups(graph, kernel, solved)
+    sites = _sites(graph, kernel, lengths)
     return Groups(
         groups=groups,
         frozen=_frozen(graph, kernel, solved),
         equations=tuple(dict.fromkeys((*settings.equations, *even))),
         costs=(*_macs(graph, kernel, solved), *_params(graph, solved)),
         settings=settings.settings,
-        sites=_sites(graph, kernel, lengths),
+        sites=sites,
         swaps=swaps,
         notes=graph.notes,
         structure=graph.structure,
         escapes=_escapes(graph, lengths, settings),
-        outlines=tuple(
-            Outline(mode=run.mode, example=run.example, operations=tuple(n.op for n in run.nodes if n.op != "alias_write"))
-            for run in graph.runs
-        ),
+        outlines=tuple(_outline(run, {s.op for s in sites if s.run == r}) for r, run in enumerate(graph.runs)),
         examples=graph.examples,
     )
 
@@ -857,8 +856,6 @@ def _sites(graph: Graph, kernel: Kernel, lengths: _Lengths) -> tuple[Site, ...]:
     made = []
     for r, n in sorted(found):
         node = graph.runs[r].nodes[n]
-        # the oracle counts real operations only
-        position = sum(1 for other in graph.runs[r].nodes[:n] if other.op != "alias_write")
 
         def axes(value: int, r: int = r) -> tuple[tuple[int, ...] | None, ...]:
             shape = graph.runs[r].values[value].shape
@@ -868,12 +865,18 @@ def _sites(graph: Graph, kernel: Kernel, lengths: _Lengths) -> tuple[Site, ...]:
         made.append(
             Site(
                 run=r,
-                node=position,
+                op=node.op,
+                occurrence=sum(1 for other in graph.runs[r].nodes[:n] if other.op == node.op),
                 inputs=tuple(axes(v) for v in _refs((node.args, tuple(node.kwargs.values())))),
                 outputs=tuple(axes(o) for o in node.outputs if o is not None),
             )
         )
     return tuple(made)
+
+
+def _outline(run: Run, ops: set[str]) -> Outline:
+    counts = {op: sum(1 for n in run.nodes if n.op == op) for op in sorted(ops)}
+    return Outline(mode=run.mode, example=run.example, counts=counts)
 
 
 def _refs(item: Any) -> list[int]:

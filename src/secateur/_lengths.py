@@ -161,7 +161,7 @@ def solve(
             break
     for s in pending:
         try:
-            demand(add(evaluate(s.expression), s.length, -1), s)
+            demand(_difference(s, evaluate), s)
         except _Nonlinear:
             involved = {g for g, _ in s.length.terms}
             for a in _attributes(s.expression):
@@ -175,6 +175,16 @@ def solve(
     return Solution(
         settings=settings, equations=tuple(dict.fromkeys(equations)), stuck=tuple(dict.fromkeys(stuck)), known=known
     )
+
+
+def _difference(s: Statement, evaluate: Callable[[Expression], Linear]) -> Linear:
+    """What must be zero for the statement to hold. width // heads == size becomes width - size * heads."""
+    e = s.expression
+    if isinstance(e, Op) and e.operator == "floordiv" and s.length.fixed:
+        divisor = evaluate(e.right)
+        if not divisor.fixed:
+            return add(evaluate(e.left), scale(divisor, s.length.constant), -1)
+    return add(evaluate(e), s.length, -1)
 
 
 def linear(

@@ -37,8 +37,8 @@ _DROPOUT = frozenset("dropout dropout1d dropout2d dropout3d alpha_dropout featur
 _NOT_SIZES = frozenset(
     "padding kernel_size stride dilation output_padding padding_idx ceil_mode scale_factor num_layers".split()
 )
-_HERE = os.path.dirname(os.path.abspath(__file__))
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 
 
 class Session:
@@ -422,31 +422,39 @@ class Masked(Plain):
     their result is spread out again with zeros.
     """
 
-    def __init__(self, outline: Outline, sites: Mapping[int, Site], alive: Tensor, session: Session) -> None:
+    def __init__(self, outline: Outline, sites: Sequence[Site], alive: Tensor, session: Session) -> None:
         super().__init__(session)
-        self.operations, self.alive = outline.operations, alive
-        self.position = 0
+        self.outline, self.alive = outline, alive
+        self.seen = dict.fromkeys(outline.counts, 0)
         self.pending = {
-            n: s for n, s in sites.items() if any(_survivors(a, alive) is not None for part in s.inputs for a in part)
+            (s.op, s.occurrence): s
+            for s in sites
+            if any(_survivors(a, alive) is not None for part in s.inputs for a in part)
         }
 
     def operation(self, op: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run it, on the survivors where that matters."""
-        position, self.position = self.position, self.position + 1
-        if not self.pending:
+        if op not in self.seen:
             return super().operation(op, function, args, kwargs)
-        if position >= len(self.operations) or self.operations[position] != op:
-            raise CutError(
-                "the forward took another path once units were silenced, so the cut cannot be verified",
-                where=source_line(),
-                expected=self.operations[position] if position < len(self.operations) else "the end of the forward",
-                got=op,
-                todo="pass verify=False and compare outputs yourself, or give example inputs that always take one path",
-            )
-        site = self.pending.get(position)
+        occurrence, self.seen[op] = self.seen[op], self.seen[op] + 1
+        site = self.pending.get((op, occurrence))
         if site is None:
             return super().operation(op, function, args, kwargs)
         return self._on_survivors(site, op, function, args, kwargs)
+
+    def finish(self) -> None:
+        """Refuse a forward that took another path than the recorded one: its operations could not be told apart.
+
+        Raises:
+            CutError: some operation occurred more or less often than recorded.
+        """
+        if self.pending and self.seen != self.outline.counts:
+            raise CutError(
+                "the forward took another path once units were silenced, so the cut cannot be verified",
+                expected=self.outline.counts,
+                got=self.seen,
+                todo="pass verify=False and compare outputs yourself, or give example inputs that always take one path",
+            )
 
     def _on_survivors(self, site: Site, op: str, function: Any, args: Any, kwargs: Any) -> Any:
         remaining = iter(site.inputs)
@@ -552,9 +560,9 @@ def masked_output(
     set_mode(double, outline.mode)
     alive = alive_units(groups, kept)
     silenced(double, groups, alive)
-    sites = {s.node: s for s in groups.sites if s.run == run}
-    oracle = Masked(outline, sites, alive, session)
+    oracle = Masked(outline, [s for s in groups.sites if s.run == run], alive, session)
     out = run_watched(double, inputs, oracle if watcher is None else watcher(oracle))
+    oracle.finish()
     return out, oracle.low_precision
 
 

@@ -140,14 +140,17 @@ class Site:
     The masked oracle evaluates it on the survivors only.
 
     Attributes:
-        run: index into `Graph.runs`.  node: index into `Run.nodes`.
+        run: index into `Graph.runs`.
+        op, occurrence: the operation, and which of its kind in the order of the run (0 = first). Counting by kind keeps
+            its place when the same forward runs in another precision, with conversions of type more or fewer.
         inputs: for each tensor argument in order of appearance, for each axis, the global unit of each index
             (-1: always kept), or None where nothing on that axis can be removed.
         outputs: the same for each output.
     """
 
     run: int
-    node: int
+    op: str
+    occurrence: int
     inputs: tuple[tuple[tuple[int, ...] | None, ...], ...]
     outputs: tuple[tuple[tuple[int, ...] | None, ...], ...]
 
@@ -171,12 +174,13 @@ class Outline:
     """What the masked oracle needs to know of a recorded run.
 
     Attributes:
-        mode: `eval` or `train`.  example: which of the example inputs.  operations: names, in order.
+        mode: `eval` or `train`.  example: which of the example inputs.
+        counts: how often each operation that stands in a `Site` occurs in this run.
     """
 
     mode: Literal["eval", "train"]
     example: int
-    operations: tuple[str, ...]
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
