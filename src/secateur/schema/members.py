@@ -6,7 +6,7 @@ with the signature below. All members of one folder share one signature.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -123,3 +123,15 @@ class Certifier(Protocol):
     def p_value(self, drops: Drops, *, margin: float, level: float) -> float | None: ...
 
     def needed(self, drops: Drops, *, margin: float, level: float) -> tuple[int, str] | None: ...
+
+
+class Metric(Protocol):
+    """Drops of examples as one number with its standard error; positive = worse.
+
+    Args of the call: drops [N] float64, paired (dense minus pruned score, or pruned minus dense loss);
+    weights [N]; groups: N keys of dependent examples, or None.
+    """
+
+    name: str
+
+    def __call__(self, drops: Tensor, weights: Tensor, groups: Sequence[object] | None) -> tuple[float, float]: ...
