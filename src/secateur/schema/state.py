@@ -31,6 +31,7 @@ class Candidate:
     search_correct: float | None
     drop: float | None
     accepted: bool
+    removed: float = 0.0
     weights: str = ""
 
 

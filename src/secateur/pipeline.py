@@ -1,0 +1,248 @@
+"""prune: the verbs in order. Read this first: it is the whole library on one page.
+
+trace -> couple -> score (-> scan -> cross_validate, where the budget is to be chosen)
+then, step by step: score -> plan -> cut -> recover -> evaluate, accepted or rolled back (`_gradual.step`)
+then certify; report, save and export take the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur import _gradual, allocators, criteria, recoveries, schedules
+from secateur._certify import certify
+from secateur._couple import couple
+from secateur._evaluate import Progress, check_batches
+from secateur._gradual import Run, Scan, kept, repeatable, step
+from secateur._plan import plan
+from secateur._report import report
+from secateur._scan import scan as scan_groups
+from secateur._score import score
+from secateur._trace import trace
+from secateur._validate import cross_validate
+from secateur.errors import InputError
+from secateur.schema.budget import Budget
+from secateur.schema.certificate import Certificate
+from secateur.schema.curves import Curves
+from secateur.schema.groups import Groups
+from secateur.schema.members import Allocator, Criterion, Recovery, Schedule
+from secateur.schema.result import Result, Used
+from secateur.schema.state import State
+from secateur.schema.task import Data, Task
+from secateur.schema.validation import Validation
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    data: Data,
+    task: Task,
+    budget: Budget | None = None,
+    max_drop: float | None = None,
+    steps: int = 3,
+    criterion: Criterion | None = None,
+    allocator: Allocator | None = None,
+    recovery: Recovery | None = None,
+    schedule: Schedule | None = None,
+    scan: Scan | None = None,
+    confidence: float = 0.95,
+    freeze: Sequence[str] = (),
+    tie: Sequence[Sequence[str]] = (),
+    rules: Mapping[str, Any] | None = None,
+    round_to: int = 1,
+    least: int = 1,
+    seed: int = 0,
+    out: str | PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """A smaller model of the same class, found step by step, with the evidence that it is still good enough.
+
+    Args:
+        model: the trained, dense model; never changed.
+        example_inputs: what it is called with: a tensor, a tuple of arguments, a dict of keyword arguments,
+            or a list of several of those.
+        data: `train` for recovery, `search` for all choices, `held_out` for the certificate (None = none).
+        task: what the network is for, one loss and one score per example.
+        budget: what may be kept of the original cost. None: chosen by cross-validation for `max_drop`.
+        max_drop: allowed drop of the mean score, or increase of the mean loss in nats where the task has no score.
+            None: whatever it costs; then there is no certificate.
+        steps: gradual steps.
+        criterion: default `obd()`.  allocator: default `greedy()`.  schedule: default `linear()`.
+        recovery: after every cut; default `chain(finetune(epochs=3), recalibrate())`.
+        scan: `never`, `once` (the dense model: for cross-validation, the first step and the report), or `each`
+            step anew. Default: `once` if there is no budget, else `never`.
+        confidence: of the certificate.
+        freeze, tie, rules: as in `couple`.  round_to, least: as in `plan`.
+        seed: the same seed gives the same plan, weights and numbers on the same machine.
+        out: folder that holds the run as it goes on; new or empty, unless `resume`.
+        resume: go on from what `out` holds, or start afresh if it is empty.
+        progress: called with (label, done, total).
+
+    Returns:
+        `result.model` is the smallest candidate within `max_drop` on the search data; `result.certificate` names the
+        sparsest certified one; `result.candidates` has all.
+
+    Raises:
+        InputError: and its kinds, for what cannot be used.  BudgetUnreachable: with the least reachable cost.
+        StaleArtifact: `out` holds a run with another model, other data or other settings.
+        CutMismatch: a cut that was not exact; nothing was changed.
+    """
+    run = Run(
+        model=model,
+        example_inputs=example_inputs,
+        data=data,
+        task=task,
+        criterion=criterion or criteria.obd(),
+        allocator=allocator or allocators.greedy(),
+        recovery=recovery or recoveries.chain(recoveries.finetune(epochs=3), recoveries.recalibrate()),
+        schedule=schedule or schedules.linear(),
+        steps=steps,
+        max_drop=max_drop,
+        scan=scan or ("once" if budget is None else "never"),
+        confidence=confidence,
+        seed=seed,
+        couple={"freeze": freeze, "tie": tie, "rules": rules},
+        plan={"round_to": round_to, "least": least},
+        folder=None if out is None else Path(out),
+        memory={},
+        progress=progress,
+    )
+    _check(run, budget, resume=resume)
+    tell = _gradual.labelled(progress, "dense model")
+
+    # What the network is made of, and what each part is worth.
+    graph = trace(model, example_inputs)
+    groups = couple(graph, **run.couple)
+    with repeatable(run, "score"):
+        scores = score(model, groups, data.search, task, criterion=run.criterion, progress=tell)
+    if budget is not None:  # what cannot be met is refused here, before anything is trained or written
+        plan(groups, scores, budget, allocator=run.allocator, **run.plan)
+    state = _begin(run, groups, budget, resume=resume)
+
+    # How much may go, where the user has not said so: measured curves, and the largest cut that all folds allow.
+    curves, validation = None, None
+    if run.scan != "never":
+        store = run.folder and run.folder / "scan.jsonl"
+        curves = kept(run, "curves.json", Curves, lambda: scan_groups(
+            model, groups, scores, data.search, task, store=store, resume=True, progress=tell,
+        ))  # fmt: skip
+    if budget is None:
+        validation = kept(run, "validation.json", Validation, lambda: cross_validate(
+            model, groups, scores, curves, data.search, task, max_drop=max_drop, allocator=run.allocator,
+        ))  # fmt: skip
+        state = dataclasses.replace(state, budget=validation.budget)
+
+    # Score, plan, cut, recover, evaluate; until the budget is met, or the allowed drop is exceeded.
+    while not state.finished:
+        first = state.step == 0
+        state = step(state, run, scores=scores if first else None, curves=curves if first else None)
+
+    # The claim, on data that nothing above has seen.
+    models = tuple(_gradual.restore(run, candidate).eval() for candidate in state.candidates)
+    path = [c.step for c in state.candidates if c.accepted and c.step > 0]
+    certificate = None
+    if data.held_out is not None and max_drop is not None and path:
+        certificate = kept(run, "certificate.json", Certificate, lambda: certify(
+            model, [models[i] for i in path], data.held_out, task, max_drop=max_drop, confidence=confidence,
+            names=[f"step {i}" for i in path], also=(data.search, data.train),
+        ))  # fmt: skip
+
+    last = state.candidates[path[-1] if path else 0]  # every step is smaller than the one before
+    return Result(
+        model=models[last.step],
+        models=models,
+        chosen=last.step,
+        state=state,
+        graph=graph,
+        groups=groups,
+        scores=scores,
+        plan=last.receipt and _gradual.dense_plan(run, groups, last, state.budget),
+        receipt=last.receipt,
+        curves=curves,
+        validation=validation,
+        certificate=certificate,
+        used=_used(run),
+        reporter=report,
+        notes=_notes(run, state, certificate),
+    )
+
+
+def _check(run: Run, budget: Budget | None, *, resume: bool) -> None:
+    """Refuse what cannot work before anything is computed."""
+    for batches in (run.data.train, run.data.search, run.data.held_out):
+        if batches is not None:
+            check_batches(batches)
+    drop = run.max_drop
+    checks: tuple[tuple[str, bool, str, object], ...] = (
+        ("steps", run.steps >= 1, "a whole number, at least 1", run.steps),
+        ("max_drop", drop is None or 0.0 <= drop < math.inf, "a number, at least 0", drop),
+        ("confidence", 0.0 < run.confidence < 1.0, "a number between 0 and 1", run.confidence),
+        ("scan", run.scan in ("never", "once", "each"), "'never', 'once' or 'each'", run.scan),
+        ("seed", 0 <= run.seed < 2**63, "a whole number, at least 0", run.seed),
+    )
+    for name, ok, expected, got in checks:
+        if not ok:
+            raise InputError("a setting of prune cannot be used", where=name, expected=expected, got=repr(got))
+    if budget is None and drop is None:
+        raise InputError(
+            "neither how much to remove nor how much may be lost was given",
+            where="budget, max_drop",
+            todo="pass budget=Budget(macs=0.5), or max_drop=0.01 to have the budget chosen, or both",
+        )
+    if budget is None and run.scan == "never":
+        raise InputError(
+            "without a budget the curves are needed to choose one",
+            where="scan",
+            expected="'once' or 'each'",
+            got="'never'",
+        )
+    if resume and run.folder is None:
+        raise InputError("resume needs the folder that holds the run", where="out", todo="pass out=")
+    if run.folder is not None and not resume and not _gradual.is_empty(run.folder):
+        raise InputError(
+            "the folder of the run is not empty",
+            where=str(run.folder),
+            todo="pass resume=True to go on with the run that it holds, or name another folder",
+        )
+
+
+def _begin(run: Run, groups: Groups, budget: Budget | None, *, resume: bool) -> State:
+    """The state that the folder holds, or a new one."""
+    settings = "" if run.folder is None else _gradual.fingerprint(run, budget)
+    if resume and run.folder is not None and not _gradual.is_empty(run.folder):
+        return _gradual.load_state(run.folder, settings)
+    state = _gradual.begin(run, groups, budget, settings)
+    if run.scan != "never":  # says whose curves the folder is going to hold; else the first step writes the first file
+        _gradual.save_state(run, state)
+    return state
+
+
+def _used(run: Run) -> tuple[Used, ...]:
+    members = (
+        ("criterion", run.criterion.name, run.criterion.source),
+        ("allocator", run.allocator.name, ""),
+        ("recovery", run.recovery.name, run.recovery.source),
+        ("schedule", run.schedule.name, ""),
+        ("task", run.task.name, ""),
+    )
+    return tuple(Used(role=role, name=name, source=source) for role, name, source in members)
+
+
+def _notes(run: Run, state: State, certificate: Certificate | None) -> tuple[str, ...]:
+    notes = [] if state.reason.endswith("done") else [state.reason]
+    if run.data.held_out is None:
+        notes.append("No certificate: there is no held-out data.")
+    elif run.max_drop is None:
+        notes.append("No certificate: no allowed drop was named (max_drop).")
+    elif certificate is None:
+        notes.append("No certificate: no smaller model stayed within the allowed drop on the search data.")
+    return tuple(notes)

@@ -1,0 +1,374 @@
+"""prune, end to end on real digits: what it promises, checked from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers.digits import DATA, TASK, accuracy, dense_model
+from secateur import _surgery, criteria, recoveries, schedules
+from secateur._couple import couple
+from secateur._cut import cut
+from secateur._gradual import digest
+from secateur._trace import trace
+from secateur.errors import (
+    BudgetUnreachable,
+    EmptyData,
+    FileCorrupt,
+    InputError,
+    NonFinite,
+    OneShotIterable,
+    StaleArtifact,
+)
+from secateur.pipeline import prune
+from secateur.schema.budget import Budget
+from secateur.schema.result import Result
+
+EXAMPLE = torch.zeros(2, 1, 8, 8)
+HALF = Budget(macs=0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Does:
+    """A recovery that calls a function with the number of the call."""
+
+    what: object
+    calls: list[int]
+    name: str = "does"
+    gradients: bool = False
+    source: str = ""
+
+    def __call__(self, model, batches, task, *, teacher, seed, progress):
+        self.calls.append(1)
+        self.what(model, len(self.calls))
+        return model
+
+
+def run(**changes) -> Result:
+    plain = {
+        "model": dense_model(),
+        "data": DATA,
+        "task": TASK,
+        "budget": HALF,
+        "max_drop": 0.05,
+        "steps": 2,
+        "recovery": recoveries.chain(recoveries.finetune(epochs=2, lr=3e-3), recoveries.recalibrate()),
+    }
+    given = {**plain, **changes}
+    return prune(given.pop("model"), EXAMPLE, **given)
+
+
+@pytest.fixture(scope="module")
+def half() -> Result:
+    return run()
+
+
+def macs(model: nn.Module) -> int:
+    """Counted by hooks while the model runs, per example."""
+    total = []
+
+    def count(module, args, out):
+        weight = module.weight
+        per_output = weight[0].numel()
+        total.append(out[0].numel() * per_output)
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    model.eval()(EXAMPLE)
+    for handle in handles:
+        handle.remove()
+    return sum(total)
+
+
+def same_bits(a: nn.Module, b: nn.Module) -> bool:
+    return _surgery.fingerprint_weights(a) == _surgery.fingerprint_weights(b)
+
+
+# ------------------------------------------------------------------------------------- what it returns
+def test_half_of_the_macs_go_and_the_numbers_are_those_that_anybody_can_count(half: Result):
+    dense = dense_model()
+    assert type(half.model) is type(dense)
+    assert [c.step for c in half.candidates] == [0, 1, 2]
+    assert macs(half.model) <= 0.5 * macs(dense)
+    for candidate, model in zip(half.candidates, half.models, strict=True):
+        assert candidate.costs.macs == 2 * macs(model)  # two example inputs
+        assert candidate.costs.params == sum(p.numel() for p in model.parameters())
+        assert candidate.costs.memory == sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        assert candidate.search_correct == pytest.approx(accuracy(model, DATA.search))
+        assert candidate.drop == pytest.approx(accuracy(dense, DATA.search) - accuracy(model, DATA.search))
+        assert candidate.removed == pytest.approx(1 - macs(model) / macs(dense))
+    # Linear in the original cost: 0.75, then 0.5; the greedy allocator comes near its budget.
+    assert 0.65 < macs(half.models[1]) / macs(dense) <= 0.75
+    assert half.candidates[half.chosen].drop <= 0.05
+    assert not half.model.training
+
+
+def test_the_smallest_good_candidate_is_the_model_and_receipt_and_plan_lead_to_it(half: Result):
+    assert half.chosen == max(c.step for c in half.candidates if c.accepted) == 2
+    dense = dense_model()
+    again = _surgery.apply(dense, half.receipt)
+    assert _surgery.fingerprint_structure(again) == _surgery.fingerprint_structure(half.model)
+    by_plan, _ = cut(dense, couple(trace(dense, EXAMPLE)), half.plan, example_inputs=EXAMPLE)
+    assert _surgery.fingerprint_structure(by_plan) == _surgery.fingerprint_structure(half.model)
+    assert half.plan.after == half.candidates[2].costs
+
+
+def test_the_certificate_is_about_the_held_out_data_and_absent_without_it(half: Result):
+    assert half.certificate is not None
+    without = run(data=dataclasses.replace(DATA, held_out=None), steps=1)
+    assert without.certificate is None
+    assert any("held-out" in note for note in without.notes)
+    assert run(max_drop=None, steps=1).certificate is None
+
+
+def test_the_users_model_data_and_random_states_are_untouched():
+    model = dense_model()
+    model.stem_norm.train()
+    before = _surgery.fingerprint_weights(model), {n: m.training for n, m in model.named_modules()}
+    grads = [p.grad for p in model.parameters()]
+    random_state = torch.get_rng_state()
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    run(model=model, steps=1)
+    assert (_surgery.fingerprint_weights(model), {n: m.training for n, m in model.named_modules()}) == before
+    assert [p.grad for p in model.parameters()] == grads
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == hooks
+
+
+def test_without_a_budget_cross_validation_chooses_one_that_keeps_the_drop():
+    found = run(budget=None, max_drop=0.05, steps=1)
+    assert found.validation is not None
+    assert found.curves is not None
+    assert found.budget is not None
+    assert found.candidates[1].costs.macs < found.candidates[0].costs.macs
+
+
+def test_a_task_without_a_score_is_judged_by_its_loss():
+    blind = dataclasses.replace(TASK, correct=None)
+    found = run(task=blind, max_drop=0.5, data=dataclasses.replace(DATA, held_out=None))
+    for candidate in found.candidates:
+        assert candidate.search_correct is None
+        assert candidate.drop == pytest.approx(candidate.search_loss - found.candidates[0].search_loss)
+
+
+def test_progress_is_told_and_names_the_step():
+    told = []
+    run(steps=1, progress=lambda label, done, total: told.append((label, done, total)))
+    labels = {label for label, _, _ in told}
+    assert any(label.startswith("step 1/1: ") for label in labels)
+    assert all(done > 0 and (total == 0 or done <= total) for _, done, total in told)
+
+
+# ------------------------------------------------------------------------------------- acceptance and roll-back
+def test_a_step_that_loses_too_much_is_rolled_back_and_ends_the_run():
+    def ruin_third(model, call):
+        if call == 3:
+            with torch.no_grad():
+                model.head.weight.zero_()
+
+    found = run(steps=5, max_drop=0.9, recovery=Does(ruin_third, []), schedule=schedules.linear())
+    found_strict = run(steps=5, max_drop=0.6, recovery=Does(ruin_third, []), schedule=schedules.linear())
+    assert [c.accepted for c in found.candidates] == [True] * 6
+    assert [c.accepted for c in found_strict.candidates] == [True, True, True, False]
+    assert found_strict.chosen == 2
+    assert same_bits(found_strict.model, found.models[2])
+    assert "rolled back to step 2" in found_strict.state.reason
+    assert found_strict.notes[0] == found_strict.state.reason
+    assert found_strict.certificate is None or len(found_strict.models) == 4
+
+
+def test_a_model_that_gets_better_is_never_a_violation():
+    poor = dense_model()
+    with torch.no_grad():
+        poor.head.bias += torch.linspace(0, 12, 10)
+    found = run(model=poor, max_drop=0.0, recovery=recoveries.finetune(epochs=4, lr=3e-3), steps=1)
+    assert found.candidates[1].drop < 0
+    assert found.chosen == 1
+
+
+def test_if_no_step_is_good_enough_the_model_is_a_copy_of_the_dense_one():
+    def ruin(model, call):
+        with torch.no_grad():
+            model.head.weight.zero_()
+
+    model = dense_model()
+    found = run(model=model, max_drop=0.1, recovery=Does(ruin, []))
+    assert found.chosen == 0
+    assert same_bits(found.model, model)
+    assert found.model is not model
+    assert found.plan is found.receipt is found.certificate is None
+    assert any("No certificate" in note for note in found.notes)
+
+
+# ------------------------------------------------------------------------------------- repeatability
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(half: Result):
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.cat([x for x, _ in DATA.train]), torch.cat([y for _, y in DATA.train])),
+        batch_size=64,
+        shuffle=True,
+    )
+    shuffled = dataclasses.replace(DATA, train=loader)
+    made = []
+    for seed in (3, 3, 4):
+        torch.rand(seed + len(made))
+        made.append(run(data=shuffled, seed=seed, steps=1))
+    assert digest(made[0].state) == digest(made[1].state)
+    assert made[0].certificate == made[1].certificate
+    assert made[0].scores == made[1].scores
+    assert not same_bits(made[0].model, made[2].model)
+
+
+class Killed(BaseException):
+    """Stands for Ctrl-C."""
+
+
+@pytest.mark.parametrize("moment", ["step 1/2: finetune", "step 2/2: score", "step 2/2: finetune", "certify"])
+def test_a_run_that_was_interrupted_and_resumed_ends_with_the_same_bits(half: Result, tmp_path: Path, moment: str):
+    told = []
+
+    def interrupt(label, done, total):
+        told.append(label)
+        if moment in label:
+            raise Killed
+
+    folder = tmp_path / "run"
+    interrupted = True
+    try:
+        run(out=folder, progress=interrupt)
+        interrupted = False
+    except Killed:
+        pass
+    assert interrupted or moment == "certify", sorted(set(told))
+    resumed = run(out=folder, resume=True)
+    assert resumed.candidates == half.candidates
+    assert same_bits(resumed.model, half.model)
+    assert resumed.certificate == half.certificate
+    # Once more, now that there is nothing left to do.
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert digest(run(out=folder, resume=True).state) == digest(resumed.state)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_pipeline import run
+from secateur._gradual import digest
+print(digest(run(out={folder!r}, resume=True).state))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path):
+    def start(folder: Path) -> subprocess.Popen:
+        script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder))
+        return subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    whole = start(tmp_path / "whole").communicate()[0].strip()
+    folder = tmp_path / "killed"
+    process = start(folder)
+    while not (folder / "step-1.safetensors").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert start(folder).communicate()[0].strip() == whole != ""
+
+
+# ------------------------------------------------------------------------------------- refusals
+def test_folders_that_hold_something_else_are_refused_and_left_alone(tmp_path: Path):
+    folder = tmp_path / "run"
+    run(out=folder, steps=1)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(InputError, match="not empty"):
+        run(out=folder, steps=1)
+    other = dense_model()
+    with torch.no_grad():
+        other.head.bias += 1
+    for change in (
+        {"model": other},
+        {"data": dataclasses.replace(DATA, train=DATA.train[1:])},
+        {"budget": Budget(macs=0.6)},
+        {"seed": 1},
+        {"criterion": criteria.magnitude(p=1)},
+    ):
+        with pytest.raises(StaleArtifact, match="other settings"):
+            run(out=folder, resume=True, **{"steps": 1, **change})
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="not empty"):
+        run(out=foreign)
+    with pytest.raises(StaleArtifact, match="something else"):
+        run(out=foreign, resume=True)
+    assert (foreign / "thesis.txt").read_text() == "precious"
+
+
+def test_a_truncated_or_changed_run_is_refused(tmp_path: Path):
+    folder = tmp_path / "run"
+    run(out=folder, steps=1)
+    for name in ("step-1.safetensors", "state.json"):
+        path = folder / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(FileCorrupt):
+            run(out=folder, steps=1, resume=True)
+        path.write_bytes(whole)
+    run(out=folder, steps=1, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"budget": None, "max_drop": None}, InputError),
+        ({"budget": None, "scan": "never"}, InputError),
+        ({"steps": 0}, InputError),
+        ({"max_drop": -0.1}, InputError),
+        ({"max_drop": float("nan")}, InputError),
+        ({"confidence": 1.0}, InputError),
+        ({"scan": "sometimes"}, InputError),
+        ({"seed": -1}, InputError),
+        ({"resume": True}, InputError),
+        ({"data": dataclasses.replace(DATA, train=[])}, EmptyData),
+        ({"data": dataclasses.replace(DATA, search=iter(DATA.search))}, OneShotIterable),
+        ({"data": dataclasses.replace(DATA, held_out=(b for b in DATA.search))}, OneShotIterable),
+        ({"budget": Budget(macs=1e-6)}, BudgetUnreachable),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_used_is_refused_and_leaves_no_file(tmp_path: Path, change, error):
+    folder = tmp_path / "run"
+    with pytest.raises(error):
+        run(**{"out": folder, **change} if "resume" not in change else change)
+    assert not folder.exists()
+
+
+def test_a_failing_stage_leaves_model_and_files_as_they_were(tmp_path: Path):
+    model = dense_model()
+    before = _surgery.fingerprint_weights(model)
+    sick = dataclasses.replace(
+        TASK, losses=lambda out, batch: F.cross_entropy(out, batch[1], reduction="none") * float("nan")
+    )
+    with pytest.raises(NonFinite):
+        run(model=model, task=sick, out=tmp_path / "a")
+    with pytest.raises(NonFinite):
+        run(model=model, recovery=recoveries.finetune(lr=1e30, clip=None, optimizer="sgd"), out=tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
+    assert _surgery.fingerprint_weights(model) == before
