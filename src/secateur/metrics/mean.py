@@ -29,5 +29,5 @@ class Mean:
 
 
 def mean() -> Mean:
-    """sum w d / sum w over examples; its standard error is robust to dependence inside keys (cluster-robust)."""
+    """Sum w d / sum w over examples; its standard error is robust to dependence inside keys (cluster-robust)."""
     return Mean()

@@ -45,7 +45,7 @@ class WorstGroup:
 
 
 def worst_group(*, least: int = 10) -> WorstGroup:
-    """max over groups of the mean drop, with the standard error of that group's mean.
+    """Max over groups of the mean drop, with the standard error of that group's mean.
 
     Args:
         least: groups with fewer examples are left out: a maximum over tiny groups is noise.
