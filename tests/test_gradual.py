@@ -121,6 +121,7 @@ def test_a_schedule_that_does_not_end_at_one_is_refused():
     @dataclasses.dataclass(frozen=True)
     class Half:
         name: str = "half"
+        source: str = ""
 
         def __call__(self, step: int, steps: int) -> float:
             return 0.5

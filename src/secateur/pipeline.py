@@ -165,7 +165,7 @@ def prune(
         graph=graph,
         groups=groups,
         scores=scores,
-        plan=last.receipt and _gradual.dense_plan(run, groups, last, state.budget),
+        plan=_gradual.dense_plan(run, groups, last, state.budget) if last.receipt else None,
         receipt=last.receipt,
         curves=curves,
         validation=validation,
@@ -231,7 +231,7 @@ def _used(run: Run) -> tuple[Used, ...]:
         ("criterion", run.criterion.name, run.criterion.source),
         ("allocator", run.allocator.name, ""),
         ("recovery", run.recovery.name, run.recovery.source),
-        ("schedule", run.schedule.name, ""),
+        ("schedule", run.schedule.name, run.schedule.source),
         ("task", run.task.name, ""),
     )
     return tuple(Used(role=role, name=name, source=source) for role, name, source in members)

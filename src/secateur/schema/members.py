@@ -1,7 +1,8 @@
 """Protocols of the members: what a criterion, an allocator, a recovery ... has to offer.
 
 A member is made by a call (`taylor()`, `finetune(epochs=3)`) and is a small frozen object or plain function
-with the signature below. All members of one folder share one signature.
+with the signature below. All members of one folder share one signature. Their attributes are read only, so that
+frozen records fit.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Criterion:
 class Allocator(Protocol):
     """Kept counts for a problem: [group]. Deterministic; never exceeds the budget; satisfies the equations."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, problem: Problem) -> tuple[int, ...]: ...
 
@@ -54,9 +56,14 @@ class Recovery(Protocol):
         name: as in the table.  gradients: whether it needs them.  source: citation.
     """
 
-    name: str
-    gradients: bool
-    source: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def gradients(self) -> bool: ...
+
+    @property
+    def source(self) -> str: ...
 
     def __call__(
         self,
@@ -71,9 +78,17 @@ class Recovery(Protocol):
 
 
 class Schedule(Protocol):
-    """Fraction of the way to the target after step `step` of `steps` (1-based), in (0, 1], 1 at the end."""
+    """Fraction of the way to the target after step `step` of `steps` (1-based), in (0, 1], 1 at the end.
 
-    name: str
+    Attributes:
+        name: as in the table.  source: citation, empty where there is none.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
 
     def __call__(self, step: int, steps: int) -> float: ...
 
@@ -81,7 +96,8 @@ class Schedule(Protocol):
 class Exporter(Protocol):
     """Writes a model to `path` in some format and checks it there."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, model: nn.Module, example_inputs: Any, path: str) -> Mapping[str, Any]: ...
 
@@ -89,7 +105,8 @@ class Exporter(Protocol):
 class Executor(Protocol):
     """Maps a work function over work items; results may come in any order, as (index, result)."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[tuple[int, Any]]: ...
 
@@ -109,10 +126,13 @@ class Certifier(Protocol):
 
     @property
     def name(self) -> str: ...
+
     @property
     def settings(self) -> str: ...
+
     @property
     def source(self) -> str: ...
+
     @property
     def sequential(self) -> bool: ...
 
@@ -132,6 +152,7 @@ class Metric(Protocol):
     weights [N]; groups: N keys of dependent examples, or None.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, drops: Tensor, weights: Tensor, groups: Sequence[object] | None) -> tuple[float, float]: ...
