@@ -83,7 +83,7 @@ def couple(
     _freeze_unexecuted(kernel, graph)
     _freeze_opaque(kernel, graph, environments)
     while True:
-        lengths = _Lengths(graph, environments, _solve(kernel))
+        lengths = _Lengths(graph, environments, _solve(kernel, graph, environments))
         said, stuck = _statements(lengths)
         full = [len(units) for units in lengths.solved.units_of_group]
         answer = solve(said, dict(graph.attributes), lengths.of, full)
@@ -317,12 +317,19 @@ class _Solved:
 
     def extent_of_rows(self, units: np.ndarray) -> Extent:
         """The number of surviving entries, each entry standing for its unit."""
-        counts = np.bincount(self.group_of_unit[units[units >= 0]], minlength=len(self.units_of_group))
-        terms = tuple((int(g), int(counts[g] // len(self.units_of_group[g]))) for g in np.flatnonzero(counts))
-        return Extent(int((units < 0).sum()), terms)
+        inside = units[units >= 0]
+        counts = np.bincount(self.group_of_unit[inside], minlength=len(self.units_of_group))
+        terms = []
+        for g in np.flatnonzero(counts).tolist():
+            each, rest = divmod(int(counts[g]), len(self.units_of_group[g]))
+            assert not rest and (np.bincount(inside)[self.units_of_group[g]] == each).all(), (
+                "units of one group must shorten an axis alike: this is a bug of secateur, please report it"
+            )
+            terms.append((g, each))
+        return Extent(int((units < 0).sum()), tuple(terms))
 
 
-def _solve(kernel: Kernel) -> _Solved:
+def _solve(kernel: Kernel, graph: Graph, environments: list[list[Label | None]]) -> _Solved:
     facts = kernel.facts
     classes = _components(facts.n_atoms, facts.edges)
     classes = _resolve_grids(kernel, classes)
@@ -352,7 +359,8 @@ def _solve(kernel: Kernel) -> _Solved:
         entities=entities,
         frozen_reason=reasons,
     )
-    signature = _refine(solved, signature[alive], kernel)
+    lines = _lines_that_matter(kernel, _Lengths(graph, environments, solved))
+    signature = _refine(signature[alive], lines)
     _form_groups(solved, signature, classes, alive)
     return solved
 
@@ -424,27 +432,60 @@ def _signatures(
     return signature, real
 
 
-def _refine(solved: _Solved, signature: np.ndarray, kernel: Kernel) -> np.ndarray:
-    """Units that shorten some axis by different amounts are not interchangeable."""
-    lines: dict[bytes, np.ndarray] = {}
-    for label, axis in _axes_that_matter(kernel):
-        units = solved.label_along(label, axis)
-        if units is not None:
-            lines.setdefault(units.tobytes(), units)
+def _refine(signature: np.ndarray, lines: Iterable[np.ndarray]) -> np.ndarray:
+    """Units that shorten some axis, or some part of it, by different amounts are not interchangeable."""
     with np.errstate(over="ignore"):
-        for number, units in enumerate(lines.values()):
+        for number, units in enumerate({line.tobytes(): line for line in lines}.values()):
             counts = np.bincount(units[units >= 0], minlength=len(signature))
             signature = _mix(signature, 1_000_003 + number, counts)
     return signature
 
 
-def _axes_that_matter(kernel: Kernel) -> Iterable[tuple[Label, int]]:
-    for product in kernel.facts.products:
-        for axis in range(product.label.rank):
-            yield product.label, axis
-    for parts, axis, _, _ in kernel.facts.even:
-        for part in parts:
-            yield part, axis
+def _lines_that_matter(kernel: Kernel, lengths: _Lengths) -> Iterable[np.ndarray]:
+    """Every axis whose length a cost, an equation or an integer of the forward depends on."""
+    labelled = [(p.label, axis) for p in kernel.facts.products for axis in range(p.label.rank)]
+    labelled += [(part, axis) for parts, axis, _, _ in kernel.facts.even for part in parts]
+    for label, axis in labelled:
+        units = lengths.solved.label_along(label, axis)
+        if units is not None:
+            yield units
+    for r, run in enumerate(lengths.graph.runs):
+        for call in run.calls:
+            for need in requirements(call, lambda v, run=run: run.values[v]):  # type: ignore[misc]
+                units = lengths.units(r, need.value, need.axis)
+                if units is not None and need.argument is not None:
+                    yield _counted(units, need)[0]
+        said = [*run.escapes, *(e for c in run.comparisons for e in (c.left, c.right))]
+        said += [i.origin for call in run.calls for i in _integers((call.args, tuple(call.kwargs.values())))]
+        for size in {s for e in said for s in _sizes(e)}:
+            units = lengths.units(r, size.value, size.axis)
+            if units is not None:
+                yield units
+
+
+def _counted(units: np.ndarray, need: Requirement) -> tuple[np.ndarray, bool]:
+    """The entries that a requirement counts, and whether they can be counted at all."""
+    if not need.rows:
+        return units[need.start : need.stop], True
+    assert need.argument is not None
+    rows = units.reshape(number(need.argument), -1)
+    return rows[:, 0], bool((rows == rows[:, :1]).all())
+
+
+def _integers(item: Any) -> list[Integer]:
+    if isinstance(item, Integer):
+        return [item]
+    if isinstance(item, tuple):
+        return [i for part in item for i in _integers(part)]
+    return []
+
+
+def _sizes(e: Expression) -> list[Size]:
+    if isinstance(e, Size):
+        return [e]
+    if isinstance(e, Op):
+        return _sizes(e.left) + _sizes(e.right)
+    return []
 
 
 def _form_groups(solved: _Solved, signature: np.ndarray, classes: np.ndarray, alive: np.ndarray) -> None:
@@ -557,14 +598,10 @@ def _needed(solved: _Solved, units: np.ndarray | None, length: int, need: Requir
     assert need.argument is not None
     if units is None:
         return of_extent(Extent(number(need.argument)))
-    if need.rows:
-        rows = units.reshape(number(need.argument), -1)
-        whole = (rows == rows[:, :1]).all(axis=1)
-        if not whole.all():
-            return of_extent(Extent(len(rows)))
-        return of_extent(solved.extent_of_rows(rows[:, 0]))
-    part = units[need.start : need.stop]
-    return scale(of_extent(solved.extent_of_rows(part)), Fraction(need.sign))
+    entries, countable = _counted(units, need)
+    if not countable:
+        return of_extent(Extent(number(need.argument)))
+    return scale(of_extent(solved.extent_of_rows(entries)), Fraction(need.sign))
 
 
 def _unsatisfiable(equations: Sequence[Equation], full: Sequence[int]) -> list[tuple[int, str, str]]:
