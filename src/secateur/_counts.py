@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.errors import InputError, Unsatisfiable
+from secateur.errors import InputError, NonFinite, StaleArtifact, Unsatisfiable
 from secateur.schema.groups import Equation, Groups
 from secateur.schema.problem import Problem
+from secateur.schema.scores import Scores
 
 Matrix = list[list[int]]
 
@@ -94,7 +95,7 @@ def check(constraints: System) -> None:
 
 def project(
     constraints: System | Problem,
-    target: Sequence[float],
+    target: Sequence[float] | NDArray[Any],
     *,
     lower: Sequence[int] | None = None,
     upper: Sequence[int] | None = None,
@@ -114,7 +115,7 @@ def project(
     return _assemble(constraints, _Nearest(goal, _weights(constraints)), lower, upper)
 
 
-def minimise(constraints: System, prices: Sequence[float]) -> tuple[int, ...]:
+def minimise(constraints: System, prices: Sequence[float] | NDArray[np.float64]) -> tuple[int, ...]:
     """Feasible counts with the least  sum_g prices[g] k[g].
 
     Raises:
@@ -162,6 +163,38 @@ def move(constraints: System, counts: Sequence[int], group: int, direction: int)
     for g, k in zip(component.groups, found, strict=True):
         change[g] = k - counts[g]
     return tuple(change)
+
+
+def removal_order(groups: Groups, scores: Scores) -> tuple[tuple[int, ...], ...]:
+    """[group][j]: the unit that goes j-th: ascending score, ties by unit index.
+
+    Raises:
+        StaleArtifact: scores of another model.  NonFinite: a score that is no finite number.
+    """
+    sizes = tuple(len(values) for values in scores.values)
+    n_units = tuple(group.n_units for group in groups.groups)
+    if sizes != n_units or (scores.structure and scores.structure != groups.structure):
+        raise StaleArtifact(
+            "the scores belong to another model",
+            expected=f"{len(n_units)} groups of {list(n_units)[:8]} units, structure {groups.structure[:12]}",
+            got=f"{len(sizes)} groups of {list(sizes)[:8]} units, structure {scores.structure[:12]}",
+            todo="score the model that these groups were found in",
+        )
+    for group, values in zip(groups.groups, scores.values, strict=True):
+        for unit, value in enumerate(values):
+            if not math.isfinite(value):
+                raise NonFinite(
+                    "a score is not a finite number",
+                    where=f"{group.name}, unit {unit} ({scores.criterion})",
+                    got=value,
+                    todo="look at the gradients and weights of this unit; it cannot be ranked",
+                )
+    return tuple(tuple(sorted(range(len(values)), key=values.__getitem__)) for values in scores.values)
+
+
+def kept_units(order: Sequence[Sequence[int]], counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """[group]: the units that stay, ascending, if the first ones of the removal order go and `counts` remain."""
+    return tuple(tuple(sorted(units[len(units) - k :])) for units, k in zip(order, counts, strict=True))
 
 
 def alignments(groups: Groups, round_to: int, least: int = 1) -> tuple[Equation, ...]:

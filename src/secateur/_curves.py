@@ -1,0 +1,222 @@
+"""Reading curves: means and standard errors of the measured points, an isotonic fit with intervals, interpolation.
+
+Index conventions: g group, j measured point, in order of the units removed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.errors import InputError, StaleArtifact
+from secateur.schema.curves import Curves, Point
+
+CONFIDENCE = 1.959963984540054  # two-sided 95 % of the normal distribution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One point of a curve, over all folds that were asked for.
+
+    Attributes:
+        removed: fraction of the units.  n_removed: units.  n: examples.
+        loss, error: mean paired increase of the loss and its standard error, nats. As measured, also if negative.
+        drop, drop_error: the same of the score; None where the task has none.
+        fit, low, high: of the loss: isotonic fit from 0 on, and its 95 % interval.
+        also: (group, units) that a count equation removed together with them.
+    """
+
+    group: int
+    removed: float
+    n_removed: int
+    n: int
+    loss: float
+    error: float
+    drop: float | None
+    drop_error: float | None
+    fit: float
+    low: float
+    high: float
+    also: tuple[tuple[int, int], ...] = ()
+
+
+def read(
+    curves: Curves, *, recovered: bool | None = None, folds: Collection[int] | None = None
+) -> tuple[tuple[Reading, ...], ...]:
+    """[g][j]: every measured point, with the isotonic fit of its group.
+
+    The fit is the nondecreasing function from loss 0 at 0 removed that is nearest to the measured means, weighted by
+    1 / error² (a running maximum would be biased upward by noise). Its interval is the same fit of the ends of the
+    points' intervals, loss ± 1.96 error.
+
+    Args:
+        recovered: points measured after the recovery, or before; None = after, where there are such.
+        folds: which folds; None = all.
+    """
+    if recovered is None:
+        recovered = any(point.recovered for point in curves.points)
+    merged: dict[tuple[int, int], dict[int, Point]] = {}
+    for point in curves.points:
+        if point.recovered == recovered and (folds is None or point.fold in folds):
+            # The same units under two requested fractions are one measurement.
+            merged.setdefault((point.group, point.n_removed), {}).setdefault(point.fold, point)
+    by_group: list[list[list[Point]]] = [[] for _ in curves.names]
+    for (group, _), points in sorted(merged.items()):
+        by_group[group].append(list(points.values()))
+    return tuple(_read_group(points, n) for points, n in zip(by_group, curves.n_units, strict=True))
+
+
+def _read_group(points: list[list[Point]], n_units: int) -> tuple[Reading, ...]:
+    means = [mean_and_error(fold_points) for fold_points in points]
+    drops = [_drop(fold_points) for fold_points in points]
+    loss, error = (np.array([m[i] for m in means], np.float64) for i in (0, 1))
+    # A point without spread (one example, or no change at all) is not infinitely certain.
+    positive = error[error > 0]
+    weights = 1.0 / np.square(np.maximum(error, positive.min() if len(positive) else 1.0))
+    fits = [isotonic(loss + z * error, weights) for z in (0.0, -CONFIDENCE, CONFIDENCE)]
+    return tuple(
+        Reading(
+            group=fold_points[0].group,
+            removed=fold_points[0].n_removed / n_units,
+            n_removed=fold_points[0].n_removed,
+            n=sum(p.n for p in fold_points),
+            loss=float(loss[j]),
+            error=float(error[j]),
+            drop=drops[j][0],
+            drop_error=drops[j][1],
+            fit=float(fits[0][j]),
+            low=float(fits[1][j]),
+            high=float(fits[2][j]),
+            also=fold_points[0].also,
+        )
+        for j, fold_points in enumerate(points)
+    )
+
+
+def isotonic(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nonnegative, nondecreasing sequence nearest to `values` in weighted least squares."""
+    from scipy.optimize import isotonic_regression
+
+    if not len(values):
+        return values
+    fitted = np.asarray(isotonic_regression(values, weights=weights).x, np.float64)
+    return np.maximum(fitted, 0.0)  # with a bound, the solution is the unbounded one, clipped
+
+
+def mean_and_error(points: Iterable[Point]) -> tuple[float, float]:
+    """Mean paired increase of the loss over folds, and its standard error; nats."""
+    points = tuple(points)
+    return _mean_and_error(math.fsum(p.loss for p in points), math.fsum(p.loss_sq for p in points), *_sizes(points))
+
+
+def _drop(points: Iterable[Point]) -> tuple[float | None, float | None]:
+    points = tuple(points)
+    if any(p.drop is None or p.drop_sq is None for p in points):
+        return None, None
+    return _mean_and_error(
+        math.fsum(p.drop or 0.0 for p in points), math.fsum(p.drop_sq or 0.0 for p in points), *_sizes(points)
+    )
+
+
+def _sizes(points: tuple[Point, ...]) -> tuple[float, float]:
+    """Sum of the weights, and the effective number of examples (Kish): (sum w)² / sum w²."""
+    weight = math.fsum(p.weight for p in points)
+    weight_sq = math.fsum(p.weight_sq for p in points)
+    return weight, weight * weight / weight_sq if weight_sq > 0 else float(sum(p.n for p in points))
+
+
+def _mean_and_error(total: float, squares: float, weight: float, n: float) -> tuple[float, float]:
+    mean = total / weight
+    variance = max(squares / weight - mean * mean, 0.0)
+    return mean, math.sqrt(variance / (n - 1)) if n > 1 else 0.0
+
+
+def increments(readings: tuple[Reading, ...], n_units: int) -> tuple[float, ...]:
+    """Measured loss of taking away the j-th unit of the removal order, [n_units]: differences of the fit.
+
+    Linear between the measured points. Beyond the last one the slope is the larger of that of the last stretch and
+    that of the whole curve: nothing is free because nobody looked. What equations made several groups lose together
+    is shared among them equally.
+
+    Raises:
+        InputError: a group was never measured.
+    """
+    if not readings:
+        raise InputError("a group has no measured point", todo="scan all groups, or plan without curves")
+    xs, ys = [0.0], [0.0]
+    for reading in readings:
+        xs.append(float(reading.n_removed))
+        # The parts of a fit can fall where shares change; what was lost stays lost.
+        ys.append(max(reading.fit / (1 + len(reading.also)), ys[-1]))
+    if xs[-1] < n_units:
+        slope = max((ys[-1] - ys[-2]) / (xs[-1] - xs[-2]), ys[-1] / xs[-1])
+        ys.append(ys[-1] + slope * (n_units - xs[-1]))
+        xs.append(float(n_units))
+    total = np.interp(np.arange(n_units + 1), xs, ys)
+    return tuple(np.diff(total).tolist())
+
+
+def merge(parts: Iterable[Curves]) -> Curves:
+    """Partial curves of the same scan, made at different times or places, as one. Sums are stored: merging is exact.
+
+    Raises:
+        InputError: nothing to merge.  StaleArtifact: of another model, data set, criterion or number of folds.
+    """
+    parts = tuple(parts)
+    if not parts:
+        raise InputError("no curves to merge")
+    first = parts[0]
+    points: dict[tuple[int, float, int, bool], Point] = {}
+    for part in parts:
+        for what in ("names", "n_units", "n_folds", "criterion", "structure", "weights", "data"):
+            mine, theirs = _field(first, what), _field(part, what)
+            if mine != theirs:
+                raise StaleArtifact(
+                    "curves of different scans cannot be merged",
+                    where=what,
+                    expected=mine,
+                    got=theirs,
+                    todo="merge parts that were scanned with the same model, data and settings",
+                )
+        for point in part.points:
+            key = order(point)
+            if points.setdefault(key, point) != point:
+                raise StaleArtifact(
+                    "the same point was measured twice, differently",
+                    where=f"{first.names[point.group]}, removed {point.removed}, fold {point.fold}",
+                    expected=points[key],
+                    got=point,
+                    todo="leave one of the two parts out",
+                )
+    merged = tuple(points[key] for key in sorted(points))
+    return Curves(
+        points=merged,
+        names=first.names,
+        n_units=first.n_units,
+        n_folds=first.n_folds,
+        criterion=first.criterion,
+        structure=first.structure,
+        weights=first.weights,
+        data=first.data,
+    )
+
+
+def _field(curves: Curves, what: str) -> object:
+    return {
+        "names": curves.names,
+        "n_units": curves.n_units,
+        "n_folds": curves.n_folds,
+        "criterion": curves.criterion,
+        "structure": curves.structure,
+        "weights": curves.weights,
+        "data": curves.data,
+    }[what]
+
+
+def order(point: Point) -> tuple[int, float, int, bool]:
+    """The place of a point in `Curves.points`."""
+    return point.group, point.removed, point.fold, point.recovered
