@@ -1,0 +1,111 @@
+"""report: one self-contained HTML file that a person wants to read. Works offline; refers to nothing outside itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from secateur import _store, _surgery
+from secateur._report._certificate import headline as certificate_headline
+from secateur._report._certificate import lines as _certificate_lines
+from secateur._report._curves import Measured as Measured
+from secateur._report._curves import measured as measured
+from secateur._report._curves import rank_correlation as rank_correlation
+from secateur._report._page import frozen_rows as frozen_rows
+from secateur._report._page import page, verdict_lines
+from secateur.schema.certificate import Certificate
+from secateur.schema.groups import Groups
+from secateur.schema.plan import Plan
+from secateur.schema.report import Report, Width
+from secateur.schema.result import Result
+
+
+def report(result: Result, path: str | os.PathLike[str]) -> Path:
+    """Write the report of a run as one HTML file.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        NotInstalled: matplotlib is missing.
+    """
+    return write(summary(result), path)
+
+
+def write(content: Report, path: str | os.PathLike[str]) -> Path:
+    """Render `content` and write it, in one step."""
+    _store.write_bytes(Path(path), render(content).encode())
+    return Path(path)
+
+
+def summary(result: Result) -> Report:
+    """Everything that a report shows, without tensors: saved as JSON, it can be rendered again."""
+    # the receipts list every kept index of every candidate: long, and of no use on a page
+    candidates = tuple(dataclasses.replace(c, receipt=None) for c in result.candidates)
+    receipt = result.candidates[result.chosen].receipt
+    return Report(
+        model=type(result.model).__name__,
+        state=dataclasses.replace(result.state, candidates=candidates),
+        chosen=result.chosen,
+        n_search=result.scores.n_examples,
+        widths=_widths(result.groups, result.plan),
+        frozen=result.groups.frozen,
+        scores=result.scores,
+        curves=result.curves,
+        validation=result.validation,
+        certificate=result.certificate,
+        verification=None if receipt is None else receipt.verification,
+        used=result.used,
+        latency=result.latency,
+        notes=(*result.groups.notes, *result.notes),
+        environment={
+            "secateur": _surgery.package_version(),
+            "torch": torch.__version__,
+            "Python": platform.python_version(),
+            "on": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        },
+    )
+
+
+def render(content: Report) -> str:
+    """The HTML text of a report.
+
+    Raises:
+        NotInstalled: matplotlib is missing.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    text = resources.files("secateur._report").joinpath("template.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(text).render(page(content))
+
+
+def verdict(content: Report) -> list[str]:
+    """The head of the report, as lines of text."""
+    _, head, lines = verdict_lines(content)
+    return [head, *lines]
+
+
+def certificate_lines(certificate: Certificate) -> list[str]:
+    """A certificate in words."""
+    return [certificate_headline(certificate), *_certificate_lines(certificate)]
+
+
+def _widths(groups: Groups, plan: Plan | None) -> tuple[Width, ...]:
+    return tuple(
+        Width(
+            name=group.name,
+            kind=group.kind,
+            module=group.module,
+            n_units=group.n_units,
+            n_kept=group.n_units if plan is None else len(plan.kept[group.index]),
+            exact=group.exact,
+            why=group.inexact_because,
+        )
+        for group in groups.groups
+    )
