@@ -61,7 +61,7 @@ class Run:
         model: the dense model, never changed.  example_inputs: as for `trace`.
         steps: gradual steps.  max_drop: allowed drop on the search data; None = any.
         scan: `each`: every step measures curves of its own for the allocator.
-        confidence: of the certificate.
+        confidence, clip: of the certificate.
         couple, plan: further keyword arguments of these verbs (freeze, tie, rules; round_to, least).
         folder: where state and tensors are kept; None = in `memory`.
         memory: file name -> tensors, for a run without a folder.
@@ -79,6 +79,7 @@ class Run:
     max_drop: float | None
     scan: Scan
     confidence: float
+    clip: float | None
     seed: int
     couple: Mapping[str, Any]
     plan: Mapping[str, Any]
@@ -92,6 +93,9 @@ class Run:
 
 def begin(run: Run, groups: Groups, budget: Budget | None, settings: str) -> State:
     """Step 0: the dense model as the first candidate.
+
+    It is saved only if curves will follow, to say whose they are; otherwise the first step writes the first file,
+    so that a run that fails before has touched nothing.
 
     Args:
         groups: of the dense model.  budget: the final target; None = still to be chosen.
@@ -111,7 +115,7 @@ def begin(run: Run, groups: Groups, budget: Budget | None, settings: str) -> Sta
         accepted=True,
         weights=_surgery.fingerprint_weights(run.model),
     )
-    return State(
+    state = State(
         step=0,
         steps=run.steps,
         budget=budget,
@@ -122,6 +126,9 @@ def begin(run: Run, groups: Groups, budget: Budget | None, settings: str) -> Sta
         seed=run.seed,
         settings=settings,
     )
+    if run.scan != "never":
+        save_state(run, state)
+    return state
 
 
 def step(state: State, run: Run, *, scores: Scores | None = None, curves: Curves | None = None) -> State:
@@ -356,7 +363,7 @@ def fingerprint(run: Run, budget: Budget | None) -> str:
         "budget": _describe(budget),
         "task": _describe(run.task),
         "members": [_describe(m) for m in (run.criterion, run.allocator, run.recovery, run.schedule)],
-        "settings": [run.steps, run.max_drop, run.scan, run.confidence, run.seed],
+        "settings": [run.steps, run.max_drop, run.scan, run.confidence, run.clip, run.seed],
         "couple": _describe(run.couple),
         "plan": _describe(run.plan),
         "inputs": _describe(run.example_inputs),

@@ -27,11 +27,10 @@ from secateur._scan import scan as scan_groups
 from secateur._score import score
 from secateur._trace import trace
 from secateur._validate import cross_validate
-from secateur.errors import InputError
+from secateur.errors import CertificateError, InputError
 from secateur.schema.budget import Budget
 from secateur.schema.certificate import Certificate
 from secateur.schema.curves import Curves
-from secateur.schema.groups import Groups
 from secateur.schema.members import Allocator, Criterion, Recovery, Schedule
 from secateur.schema.result import Result, Used
 from secateur.schema.state import State
@@ -54,6 +53,7 @@ def prune(
     schedule: Schedule | None = None,
     scan: Scan | None = None,
     confidence: float = 0.95,
+    clip: float | None = None,
     freeze: Sequence[str] = (),
     tie: Sequence[Sequence[str]] = (),
     rules: Mapping[str, Any] | None = None,
@@ -80,7 +80,7 @@ def prune(
         recovery: after every cut; default `chain(finetune(epochs=3), recalibrate())`.
         scan: `never`, `once` (the dense model: for cross-validation, the first step and the report), or `each`
             step anew. Default: `once` if there is no budget, else `never`.
-        confidence: of the certificate.
+        confidence: of the certificate.  clip: for a task without a score: losses count up to `clip` nats in it.
         freeze, tie, rules: as in `couple`.  round_to, least: as in `plan`.
         seed: the same seed gives the same plan, weights and numbers on the same machine.
         out: folder that holds the run as it goes on; new or empty, unless `resume`.
@@ -109,6 +109,7 @@ def prune(
         max_drop=max_drop,
         scan=scan or ("once" if budget is None else "never"),
         confidence=confidence,
+        clip=clip,
         seed=seed,
         couple={"freeze": freeze, "tie": tie, "rules": rules},
         plan={"round_to": round_to, "least": least},
@@ -117,6 +118,7 @@ def prune(
         progress=progress,
     )
     _check(run, budget, resume=resume)
+    settings, held = _resumed(run, budget, resume=resume)
     tell = _gradual.labelled(progress, "dense model")
 
     # What the network is made of, and what each part is worth.
@@ -126,7 +128,7 @@ def prune(
         scores = score(model, groups, data.search, task, criterion=run.criterion, progress=tell)
     if budget is not None:  # what cannot be met is refused here, before anything is trained or written
         plan(groups, scores, budget, allocator=run.allocator, **run.plan)
-    state = _begin(run, groups, budget, resume=resume)
+    state = held or _gradual.begin(run, groups, budget, settings)
 
     # How much may go, where the user has not said so: measured curves, and the largest cut that all folds allow.
     curves, validation = None, None
@@ -149,12 +151,7 @@ def prune(
     # The claim, on data that nothing above has seen.
     models = tuple(_gradual.restore(run, candidate).eval() for candidate in state.candidates)
     path = [c.step for c in state.candidates if c.accepted and c.step > 0]
-    certificate = None
-    if data.held_out is not None and max_drop is not None and path:
-        certificate = kept(run, "certificate.json", Certificate, lambda: certify(
-            model, [models[i] for i in path], data.held_out, task, max_drop=max_drop, confidence=confidence,
-            names=[f"step {i}" for i in path], also=(data.search, data.train),
-        ))  # fmt: skip
+    certificate, notes = _certify_path(run, models, path, state)
 
     last = state.candidates[path[-1] if path else 0]  # every step is smaller than the one before
     return Result(
@@ -172,7 +169,7 @@ def prune(
         certificate=certificate,
         used=_used(run),
         reporter=report,
-        notes=_notes(run, state, certificate),
+        notes=notes,
     )
 
 
@@ -181,11 +178,13 @@ def _check(run: Run, budget: Budget | None, *, resume: bool) -> None:
     for batches in (run.data.train, run.data.search, run.data.held_out):
         if batches is not None:
             check_batches(batches)
-    drop = run.max_drop
+    drop, scored = run.max_drop, run.task.correct is not None
+    most, expected_drop = (1.0, "a number in [0, 1)") if scored else (math.inf, "a number of nats, at least 0")
     checks: tuple[tuple[str, bool, str, object], ...] = (
         ("steps", run.steps >= 1, "a whole number, at least 1", run.steps),
-        ("max_drop", drop is None or 0.0 <= drop < math.inf, "a number, at least 0", drop),
-        ("confidence", 0.0 < run.confidence < 1.0, "a number between 0 and 1", run.confidence),
+        ("max_drop", drop is None or 0.0 <= drop < most, expected_drop, drop),
+        ("confidence", 0.5 <= run.confidence < 1.0, "a number in [0.5, 1)", run.confidence),
+        ("clip", run.clip is None or 0.0 < run.clip < math.inf, "a number above 0", run.clip),
         ("scan", run.scan in ("never", "once", "each"), "'never', 'once' or 'each'", run.scan),
         ("seed", 0 <= run.seed < 2**63, "a whole number, at least 0", run.seed),
     )
@@ -205,6 +204,12 @@ def _check(run: Run, budget: Budget | None, *, resume: bool) -> None:
             expected="'once' or 'each'",
             got="'never'",
         )
+    if run.data.held_out is not None and drop is not None and not scored and run.clip is None:
+        raise InputError(
+            "the task has no score in [0, 1], and a mean of unbounded losses cannot be certified",
+            where="clip",
+            todo="pass clip=, the largest loss that shall count, or leave held_out out",
+        )
     if resume and run.folder is None:
         raise InputError("resume needs the folder that holds the run", where="out", todo="pass out=")
     if run.folder is not None and not resume and not _gradual.is_empty(run.folder):
@@ -215,15 +220,12 @@ def _check(run: Run, budget: Budget | None, *, resume: bool) -> None:
         )
 
 
-def _begin(run: Run, groups: Groups, budget: Budget | None, *, resume: bool) -> State:
-    """The state that the folder holds, or a new one."""
-    settings = "" if run.folder is None else _gradual.fingerprint(run, budget)
-    if resume and run.folder is not None and not _gradual.is_empty(run.folder):
-        return _gradual.load_state(run.folder, settings)
-    state = _gradual.begin(run, groups, budget, settings)
-    if run.scan != "never":  # says whose curves the folder is going to hold; else the first step writes the first file
-        _gradual.save_state(run, state)
-    return state
+def _resumed(run: Run, budget: Budget | None, *, resume: bool) -> tuple[str, State | None]:
+    """The fingerprint of the run, and the state that its folder holds, if any."""
+    if run.folder is None:
+        return "", None
+    settings = _gradual.fingerprint(run, budget)
+    return settings, _gradual.load_state(run.folder, settings) if resume and not _gradual.is_empty(run.folder) else None
 
 
 def _used(run: Run) -> tuple[Used, ...]:
@@ -237,12 +239,39 @@ def _used(run: Run) -> tuple[Used, ...]:
     return tuple(Used(role=role, name=name, source=source) for role, name, source in members)
 
 
-def _notes(run: Run, state: State, certificate: Certificate | None) -> tuple[str, ...]:
+def _certify_path(
+    run: Run, models: Sequence[nn.Module], path: Sequence[int], state: State
+) -> tuple[Certificate | None, tuple[str, ...]]:
+    """The certificate of the accepted candidates, and what the user should know."""
+    held_out, drop, scored = run.data.held_out, run.max_drop, run.task.correct is not None
     notes = [] if state.reason.endswith("done") else [state.reason]
-    if run.data.held_out is None:
-        notes.append("No certificate: there is no held-out data.")
-    elif run.max_drop is None:
-        notes.append("No certificate: no allowed drop was named (max_drop).")
-    elif certificate is None:
-        notes.append("No certificate: no smaller model stayed within the allowed drop on the search data.")
-    return tuple(notes)
+    if held_out is None or drop is None or not path:
+        missing = (
+            "there is no held-out data"
+            if held_out is None
+            else "no allowed drop was named (max_drop)"
+            if drop is None
+            else "no smaller model stayed within the allowed drop on the search data"
+        )
+        return None, (*notes, f"No certificate: {missing}.")
+
+    def make() -> Certificate:
+        return certify(
+            run.model,
+            [models[i] for i in path],
+            held_out,
+            run.task,
+            max_drop=drop if scored else None,
+            max_loss_increase=None if scored else drop,
+            clip=None if scored else run.clip,
+            confidence=run.confidence,
+            names=[f"step {i}" for i in path],
+            also=(run.data.search, run.data.train),
+            seed=run.seed,
+            progress=run.progress,
+        )
+
+    try:
+        return kept(run, "certificate.json", Certificate, make), tuple(notes)
+    except CertificateError as error:  # the models are there and worth having; the claim is not made
+        return None, (*notes, f"No certificate: {error.what}. {error.todo or ''}".rstrip())
