@@ -142,9 +142,8 @@ def _apply_rule(
         op=node.op, args=label_of(node.args), kwargs={k: label_of(v) for k, v in node.kwargs.items()}, shapes=shapes
     )
     rule = rules.get(rule_key(node.op)) or (RULES["add"] if _is_pointwise(node.op) else None)
-    if node.op == "alias_write":
-        results: Sequence[Label | None] = [_alias_write(kernel, operation)]
-    elif rule is None:
+    results: Sequence[Label | None]
+    if rule is None:
         for label in operation.labels:
             kernel.freeze_label(label, f"no rule for {node.op}")
         results = [bare(s) for s in shapes]
@@ -194,14 +193,6 @@ def _is_pointwise(op: str) -> bool:
             return False
         target = getattr(target, part)
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
-
-
-def _alias_write(kernel: Kernel, op: Operation) -> Label:
-    """A write through a view has changed this tensor too: neither can be followed, so neither can go."""
-    stale, new = op.args
-    kernel.freeze_label(stale, "it is written in place through a view")
-    kernel.freeze_label(new, "it is written in place through a view")
-    return Label(op.shape)
 
 
 def _apply_wishes(
@@ -626,7 +617,8 @@ def _assemble(
 ) -> Groups:
     solved = lengths.solved
     even = _even_equations(kernel, graph, solved)
-    groups = _groups(graph, kernel, solved)
+    escapes = _escapes(graph, lengths, settings)
+    groups = _groups(graph, kernel, solved, escapes)
     sites = _sites(graph, kernel, lengths)
     return Groups(
         groups=groups,
@@ -638,7 +630,7 @@ def _assemble(
         swaps=swaps,
         notes=graph.notes,
         structure=graph.structure,
-        escapes=_escapes(graph, lengths, settings),
+        escapes=escapes,
         outlines=tuple(_outline(run, {s.op for s in sites if s.run == r}) for r, run in enumerate(graph.runs)),
         examples=graph.examples,
     )
@@ -670,7 +662,7 @@ def _node(graph: Graph, site: tuple[int, int]) -> str:
     return f"{n.op} in {n.module}" if n.module else n.op
 
 
-def _groups(graph: Graph, kernel: Kernel, solved: _Solved) -> tuple[Group, ...]:
+def _groups(graph: Graph, kernel: Kernel, solved: _Solved, escapes: Sequence[Escape]) -> tuple[Group, ...]:
     n_groups = len(solved.units_of_group)
     local = solved.local
     members: list[list[Member]] = [[] for _ in range(n_groups)]
@@ -696,6 +688,9 @@ def _groups(graph: Graph, kernel: Kernel, solved: _Solved) -> tuple[Group, ...]:
             )
     ungated = _ungated(kernel, solved)
     inexact = _inexact(kernel, solved)
+    for escape in escapes:
+        for g, _ in escape.extent.terms:
+            inexact.setdefault(g, "the forward computes a number from its size (a square root, a quotient)")
     names = _unique([_name(m) for m in members])
     return tuple(
         Group(

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur._units import call, extent_value, offsets
 from secateur.errors import CutError, TraceError
 from secateur.ops import rule_key
-from secateur.ops.modules import SWAPS, closure_integers, rebind, swap_key
+from secateur.ops.modules import closure_integers, make_ready, rebind, swap_key
 from secateur.schema.graph import Attribute, Comparison, Expression, Op
 from secateur.schema.groups import Groups, Outline, Site
 
@@ -271,8 +271,7 @@ def stage(model: nn.Module, session: Session) -> tuple[nn.Module, list[tuple[Att
     for module in double.modules():
         key = swap_key(module)
         if key is not None:
-            module.__class__ = SWAPS[key].subclass
-            SWAPS[key].prepare(module)
+            make_ready(module, key)
     names = _separate(double)
     return double, _trace_attributes(double, session), names
 
@@ -441,6 +440,10 @@ class Masked(Plain):
         if site is None:
             return super().operation(op, function, args, kwargs)
         return self._on_survivors(site, op, function, args, kwargs)
+
+    def sizes(self, tensor: Tensor) -> torch.Size:
+        """The shape; its integers report to the session when they become floats, as they did when recorded."""
+        return torch.Size(TracedInt.make(n, n, self.session) for n in super().sizes(tensor))
 
     def finish(self) -> None:
         """Refuse a forward that took another path than the recorded one: its operations could not be told apart.

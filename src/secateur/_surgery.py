@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from secateur._units import extent_value
 from secateur.errors import CutError, InputError, ReceiptMismatch
-from secateur.ops.modules import SWAPS, read_attribute, refresh, write_attribute
+from secateur.ops.modules import make_ready, read_attribute, refresh, write_attribute
 from secateur.schema.groups import Groups
 from secateur.schema.receipt import Change, Receipt
 
@@ -173,8 +173,7 @@ def apply(model: nn.Module, receipt: Receipt) -> nn.Module:
     small = copy.deepcopy(model)
     modules = dict(small.named_modules())
     for path, key in receipt.swaps:
-        modules[path].__class__ = SWAPS[key].subclass
-        SWAPS[key].prepare(modules[path])
+        make_ready(modules[path], key)
     replaced: dict[int, Tensor] = {}
     names = list(tensors(small))
     for _, canonical, tensor in names:

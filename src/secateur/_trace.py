@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -75,8 +76,9 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
                         ) from error
                     notes.append(f"training mode was not recorded: {type(error).__name__}: {str(error)[:200]}")
                     continue
-            runs.append(run)
             touched |= names
+            if not any(_same(run, other) for other in runs):
+                runs.append(run)
             attributes.update(found)
     parameters = _parameters(model)
     executed = {p.canonical for p in parameters if p.name in touched}
@@ -92,6 +94,11 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
         structure=fingerprint_structure(model),
         examples=tuple(each_input(example_inputs)),
     )
+
+
+def _same(run: Run, other: Run) -> bool:
+    """Whether a run says nothing that another one has not said: training mode of a model without branches."""
+    return dataclasses.replace(run, mode=other.mode) == other
 
 
 def each_input(example_inputs: ExampleInputs) -> Sequence[Any]:
@@ -287,11 +294,7 @@ class _Recorder(Plain):
             if other is tensor or other.is_sparse or other.untyped_storage().data_ptr() != memory:
                 continue
             stale = self.known[other]
-            if stale == old or stale == new:
-                self.known[other] = new
-                continue
-            same = other.shape == tensor.shape and other.stride() == tensor.stride()
-            if same and other.storage_offset() == tensor.storage_offset():
+            if stale in (old, new) or _place(other) == _place(tensor):
                 self.known[other] = new
                 continue
             self.known.pop(other)
@@ -299,7 +302,7 @@ class _Recorder(Plain):
             self.nodes.append(
                 Node(
                     op="alias_write",
-                    args=(Ref(stale), Ref(new)),
+                    args=(Ref(stale), Ref(new), _place(other), _place(tensor)),
                     kwargs={},
                     outputs=(fresh,),
                     multiple=False,
@@ -339,6 +342,11 @@ class _Recorder(Plain):
         if item is Ellipsis:
             return "..."
         return str(item)
+
+
+def _place(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Where a tensor lies in its memory: shape, strides, offset."""
+    return tuple(Plain.sizes(Plain(), tensor)), tuple(tensor.stride()), int(tensor.storage_offset())
 
 
 def _has_traced(item: Any) -> bool:

@@ -101,7 +101,8 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
 
 def can_swap(module: nn.Module) -> bool:
     """Whether the subclass computes what this module computes (bias_k, bias_v and add_zero_attn are not supported)."""
-    assert isinstance(module, nn.MultiheadAttention)
+    if type(module) is not nn.MultiheadAttention:
+        return False
     return module.bias_k is None and module.bias_v is None and not module.add_zero_attn
 
 
@@ -110,3 +111,14 @@ def prepare(module: nn.Module) -> None:
     assert isinstance(module, nn.MultiheadAttention)
     if "softmax_scale" not in vars(module):
         module.softmax_scale = module.head_dim**-0.5  # type: ignore[assignment]
+
+
+def has_fast_path(module: nn.Module) -> bool:
+    """Whether torch may run this module in one fused C++ call that reads embed_dim and num_heads its own way."""
+    return isinstance(module, nn.TransformerEncoderLayer) and bool(module.activation_relu_or_gelu)
+
+
+def without_fast_path(module: nn.Module) -> None:
+    """Let an encoder layer always run its Python forward: the fused call assumes head size = width / heads."""
+    assert isinstance(module, nn.TransformerEncoderLayer)
+    module.activation_relu_or_gelu = 0

@@ -16,7 +16,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from secateur.errors import CutError
-from secateur.ops.attention import PrunedMultiheadAttention, can_swap, prepare
+from secateur.ops.attention import (
+    PrunedMultiheadAttention,
+    can_swap,
+    has_fast_path,
+    prepare,
+    without_fast_path,
+)
 from secateur.schema.graph import Attribute
 from secateur.schema.table import table
 
@@ -112,38 +118,42 @@ REFRESH: types.MappingProxyType[type[nn.Module], Callable[..., None]] = table(  
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swap:
-    """A class that can hold uneven sizes where the original derives one from another.
+    """What a module needs before it can hold uneven sizes.
 
     Attributes:
-        original: exactly this class is replaced.  subclass: by this one (same parameters, same state_dict).
-        applies: whether this module can be replaced.  prepare: makes the module ready, in place.
+        applies: whether this module needs it.
+        subclass: the class it gets (same parameters, same state_dict); None = it keeps its own.
+        prepare: makes the module ready, in place; a second time changes nothing.
     """
 
-    original: type[nn.Module]
-    subclass: type[nn.Module]
     applies: Callable[[nn.Module], bool]
+    subclass: type[nn.Module] | None
     prepare: Callable[[nn.Module], None]
 
 
 SWAPS = table(
     (
         "multihead_attention",
-        Swap(
-            original=nn.MultiheadAttention,
-            subclass=PrunedMultiheadAttention,
-            applies=can_swap,
-            prepare=prepare,
-        ),
+        Swap(applies=can_swap, subclass=PrunedMultiheadAttention, prepare=prepare),
+    ),
+    (
+        "transformer_encoder_layer",
+        Swap(applies=has_fast_path, subclass=None, prepare=without_fast_path),
     ),
 )
 
 
 def swap_key(module: nn.Module) -> str | None:
     """The key of the swap for this module, or None."""
-    for key, swap in SWAPS.items():
-        if type(module) is swap.original and swap.applies(module):
-            return key
-    return None
+    return next((key for key, swap in SWAPS.items() if swap.applies(module)), None)
+
+
+def make_ready(module: nn.Module, key: str) -> None:
+    """Give the module the class and the settings of a swap, in place."""
+    swap = SWAPS[key]
+    if swap.subclass is not None:
+        module.__class__ = swap.subclass
+    swap.prepare(module)
 
 
 def read_attribute(model: nn.Module, attribute: Attribute) -> int:
