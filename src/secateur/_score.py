@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur._evaluate import Progress
-from secateur._stats import FREE, Statistics, collect, of_group
+from secateur._stats import FREE, Statistics, check_weights, collect, of_group
 from secateur._surgery import fingerprint_structure
 from secateur.errors import InputError, MissingStatistic, NonFinite, StaleArtifact
 from secateur.schema.groups import Group, Groups
@@ -80,6 +80,7 @@ def score(
     if not criteria:
         raise InputError("no criterion was given", todo="pass criterion=sc.criteria.obd()")
     _check_structure(model, groups)
+    check_weights(model, groups)
     for c in criteria:
         _check_kinds(c, groups)
     needs = sorted({n for c in criteria for n in c.needs})

@@ -234,7 +234,6 @@ def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs:
 
     Raises:
         MissingStatistic: one of `needs` was not collected for this group.
-        NonFinite: weights that are NaN or infinite.
     """
     group = groups.groups[g]
     lo = offsets(groups)[g]
@@ -271,14 +270,22 @@ def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs:
     return found
 
 
-def _weights(model: nn.Module, groups: Groups, g: int, roles: tuple[str, ...] | None) -> Tensor:
-    group = groups.groups[g]
-    names = {m.param for m in group.members if roles is None or m.role in roles}
-    parameters = {k: v.detach() for k, v in _parameters(model).items() if k in names}
-    for name, value in parameters.items():
-        if not bool(torch.isfinite(value).all()):
+def check_weights(model: nn.Module, groups: Groups) -> None:
+    """Refuse NaN and infinity in what can be pruned.
+
+    Raises:
+        NonFinite: naming the parameter.
+    """
+    names = {m.param for g in groups.groups for m in g.members}
+    for name, value in _parameters(model).items():
+        if name in names and not bool(torch.isfinite(value).all()):
             raise NonFinite("a weight is not finite", where=name, todo="repair the checkpoint before pruning it")
-    return matrix(groups, g, {k: v.double() for k, v in parameters.items()}, roles).cpu()
+
+
+def _weights(model: nn.Module, groups: Groups, g: int, roles: tuple[str, ...] | None) -> Tensor:
+    names = {m.param for m in groups.groups[g].members if roles is None or m.role in roles}
+    tensors = {k: v.detach().double() for k, v in _parameters(model).items() if k in names}
+    return matrix(groups, g, tensors, roles).cpu()
 
 
 def _input_norm(stats: Statistics, model: nn.Module, groups: Groups, g: int) -> Tensor:

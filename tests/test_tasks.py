@@ -1,0 +1,249 @@
+"""Tasks against formulas written out, one example at a time; and the metrics."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from secateur import metrics, tasks
+from secateur._evaluate import evaluate
+from secateur.errors import InputError, TaskShapeError
+from secateur.schema.task import Task
+from secateur.tasks import TASKS
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Fixed(nn.Module):
+    """Gives the same output whatever comes in; as a tuple or mapping if asked."""
+
+    def __init__(self, out: Tensor, form: str = "tensor") -> None:
+        super().__init__()
+        self.out, self.form = out, form
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> object:
+        return {"tensor": self.out, "tuple": (self.out, 1), "mapping": {"loss": 0, "logits": self.out}}[self.form]
+
+
+def of(task: Task, out: Tensor, batch: object) -> tuple[list[float], list[float]]:
+    found = evaluate(Fixed(out), [batch], task)
+    return found.losses.tolist(), [] if found.correct is None else found.correct.tolist()
+
+
+@pytest.mark.parametrize("form", ["tensor", "tuple", "mapping"])
+@pytest.mark.parametrize("kind", ["tuple", "dict", "label"])
+def test_classification_is_the_negative_log_probability_of_the_label(form: str, kind: str) -> None:
+    logits, y = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
+    x = torch.randn(5, 7)
+    batch = {"tuple": (x, y), "dict": {"x": x, "labels": y}, "label": {"x": x, "label": y}}[kind]
+    found = evaluate(Fixed(logits, form), [batch], tasks.classification())
+    expected = [-math.log(float(torch.softmax(logits[i], 0)[y[i]])) for i in range(5)]
+    assert found.losses.tolist() == pytest.approx(expected, rel=1e-5)
+    assert found.correct is not None
+    assert found.correct.tolist() == [float(logits[i].argmax() == y[i]) for i in range(5)]
+
+
+def test_classification_takes_probabilities_as_labels() -> None:
+    logits = torch.randn(4, 3)
+    hard = torch.tensor([0, 1, 2, 1])
+    assert of(tasks.classification(), logits, (logits, F.one_hot(hard, 3).float()))[0] == pytest.approx(
+        of(tasks.classification(), logits, (logits, hard))[0], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "out", "batch"),
+    [
+        (tasks.classification(), torch.randn(4, 3, 2), (torch.ones(4), torch.zeros(4, dtype=torch.long))),
+        (tasks.classification(), torch.randn(4, 3), (torch.ones(4), torch.zeros(5, dtype=torch.long))),
+        (tasks.classification(), torch.randn(4, 3), torch.ones(4)),
+        (tasks.classification(), torch.randn(4, 3), {"x": torch.ones(4)}),
+        (tasks.token_classification(), torch.randn(4, 3), (torch.ones(4), torch.zeros(4, dtype=torch.long))),
+        (tasks.language_modeling(), torch.randn(4, 3), torch.zeros(4, 3, dtype=torch.long)),
+        (tasks.regression(), torch.randn(4, 2), (torch.ones(4), torch.zeros(4, 3))),
+        (tasks.multi_label(), torch.randn(4, 2), (torch.ones(4), torch.zeros(4, 3))),
+        (tasks.segmentation(), torch.randn(4, 3, 5, 5), (torch.ones(4), torch.zeros(4, 6, 5, dtype=torch.long))),
+        (tasks.from_mean(lambda o, b: o), torch.randn(4, 2), (torch.ones(4), torch.ones(4))),
+        (tasks.match_output(Fixed(torch.randn(4, 3))), torch.randn(4, 2), torch.ones(4)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(task: Task, out: Tensor, batch: object) -> None:
+    with pytest.raises(TaskShapeError, match="got"):
+        of(task, out, batch)
+
+
+def test_language_modelling_judges_each_position_by_the_next_token() -> None:
+    ids = torch.tensor([[1, 2, 0, 3], [3, 3, 2, 1]])
+    logits = torch.randn(2, 4, 5)
+    expected = [sum(-float(logits[n, t].log_softmax(-1)[ids[n, t + 1]]) for t in range(3)) / 3 for n in range(2)]
+    for batch in (ids, (ids,), {"input_ids": ids}, {"input_ids": ids, "labels": ids}):
+        assert of(tasks.language_modeling(), logits, batch)[0] == pytest.approx(expected, rel=1e-5)
+    aligned = of(tasks.language_modeling(), logits[:, :3], (ids[:, :3], ids[:, 1:]))
+    assert aligned[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_language_modelling_weighs_sequences_by_their_tokens() -> None:
+    ids = torch.tensor([[1, 2, 0, 3], [3, 3, 2, 1]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    logits = torch.randn(2, 4, 5)
+    found = evaluate(Fixed(logits), [{"input_ids": ids, "attention_mask": mask}], tasks.language_modeling())
+    tokens = [(0, 0), (0, 1), (0, 2), (1, 0)]
+    each = [-float(logits[n, t].log_softmax(-1)[ids[n, t + 1]]) for n, t in tokens]
+    assert found.weights.tolist() == [3, 1]
+    assert found.mean_loss == pytest.approx(sum(each) / 4, rel=1e-5), "the weighted mean is nats per token"
+
+
+def test_an_example_without_counted_tokens_has_no_weight() -> None:
+    labels = torch.tensor([[1, -100], [-100, -100]])
+    found = evaluate(Fixed(torch.randn(2, 2, 3)), [(torch.ones(2), labels)], tasks.token_classification())
+    assert found.weights.tolist() == [1, 0]
+    assert found.losses[1] == 0
+
+
+def test_segmentation_averages_over_pixels() -> None:
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    labels[0, 0, 0] = 255
+    found = of(tasks.segmentation(ignore_index=255), logits, (torch.ones(2), labels))
+    expected = F.cross_entropy(logits, labels, reduction="none", ignore_index=255).flatten(1).sum(1) / torch.tensor(
+        [19.0, 20.0]
+    )
+    assert found[0] == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_regression_is_the_negative_log_likelihood_of_a_normal() -> None:
+    out, target = torch.randn(4, 2), torch.randn(4, 2)
+    normal = torch.distributions.Normal(out, 0.5)
+    expected = -(normal.log_prob(target) - normal.log_prob(out)).sum(1)
+    losses, correct = of(tasks.regression(scale=0.5, tolerance=1.0), out, (out, target))
+    assert losses == pytest.approx(expected.tolist(), rel=1e-4)
+    assert correct == ((out - target).abs() <= 1).float().mean(1).tolist()
+    assert of(tasks.regression(), out[:, :1], (out, target[:, 0]))[0] == pytest.approx(
+        (0.5 * (out[:, 0] - target[:, 0]) ** 2).tolist(), rel=1e-5
+    )
+
+
+def test_multi_label_adds_the_labels_of_an_example() -> None:
+    out, y = torch.randn(4, 3), torch.randint(0, 2, (4, 3))
+    expected = -torch.where(y == 1, out.sigmoid().log(), (1 - out.sigmoid()).log()).sum(1)
+    assert of(tasks.multi_label(), out, (out, y))[0] == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_matching_is_a_divergence_and_zero_for_the_model_itself() -> None:
+    teacher, student = torch.randn(4, 6, 3), torch.randn(4, 6, 3)
+    task = tasks.match_output(Fixed(teacher))
+    p = torch.distributions.Categorical(logits=teacher)
+    q = torch.distributions.Categorical(logits=student)
+    expected = torch.distributions.kl_divergence(p, q).mean(1)
+    assert of(task, student, torch.ones(4))[0] == pytest.approx(expected.tolist(), rel=1e-4)
+    losses, correct = of(task, teacher, (torch.ones(4), torch.zeros(4)))
+    assert losses == pytest.approx([0] * 4, abs=1e-6)
+    assert correct == [1] * 4
+    squared = tasks.match_output(Fixed(teacher), distance="squared")
+    assert of(squared, student, torch.ones(4))[0] == pytest.approx(
+        (0.5 * (teacher - student).square().sum((1, 2))).tolist(), rel=1e-4
+    )
+
+
+def test_a_teacher_runs_in_eval_mode_and_is_left_as_it_was() -> None:
+    teacher = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.9))
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    losses = evaluate(teacher, [torch.randn(5, 3)], tasks.match_output(teacher)).losses
+    assert losses.abs().max() < 1e-6
+    assert teacher.training
+    assert teacher[2].training
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def test_a_mean_loss_weighs_batches_by_their_size() -> None:
+    model, x, y = nn.Linear(3, 2), torch.randn(7, 3), torch.arange(7) % 2
+    task = tasks.from_mean(lambda out, batch: F.cross_entropy(out, batch[1]))
+    found = evaluate(model, [(x[:5], y[:5]), (x[5:], y[5:])], task)
+    assert found.mean_loss == pytest.approx(float(F.cross_entropy(model(x), y).detach()), rel=1e-5)
+    assert not task.per_example
+
+
+CURVED = {
+    "classification": (tasks.classification(), torch.randn(1, 4), (torch.ones(1), torch.tensor([2]))),
+    "tokens": (
+        tasks.token_classification(),
+        torch.randn(1, 3, 4),
+        (torch.ones(1), torch.tensor([[2, -100, 0]])),
+    ),
+    "regression": (tasks.regression(scale=0.7), torch.randn(1, 3), (torch.ones(1), torch.randn(1, 3))),
+    "multi_label": (tasks.multi_label(), torch.randn(1, 3), (torch.ones(1), torch.tensor([[1, 0, 1]]))),
+    "match kl": (tasks.match_output(Fixed(torch.randn(1, 2, 4))), torch.randn(1, 2, 4), torch.ones(1)),
+    "match squared": (
+        tasks.match_output(Fixed(torch.randn(1, 3)), distance="squared"),
+        torch.randn(1, 3),
+        torch.ones(1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CURVED)
+def test_curvature_draws_have_the_hessian_as_second_moment(name: str) -> None:
+    task, out, batch = CURVED[name]
+    out = out.double()
+    if name == "match kl":  # the Hessian of KL at the output itself, whatever the teacher says
+        task = tasks.match_output(Fixed(out))
+    hessian = torch.autograd.functional.hessian(lambda o: task.losses(o, batch).sum(), out)
+    hessian = hessian.reshape(out.numel(), out.numel())
+    generator = torch.Generator().manual_seed(1)
+    assert task.curvature is not None
+    draws = []
+    for _ in range(4000):
+        leaf = out.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(task.curvature(leaf, batch, generator).sum(), leaf)
+        draws.append(grad.flatten())
+    g = torch.stack(draws)
+    second = g.T @ g / len(g)
+    assert torch.allclose(second, hessian, atol=0.12 * float(hessian.abs().max()) + 1e-3)
+    assert g.mean(0).abs().max() < 5 * g.std(0).max() / math.sqrt(len(g))
+
+
+def test_every_task_in_the_table_is_named_after_its_key() -> None:
+    for name, factory in TASKS.items():
+        assert factory().name == name
+
+
+# Metrics
+
+
+def test_the_mean_of_independent_examples_has_the_usual_error() -> None:
+    d, w = torch.randn(50).double(), torch.ones(50).double()
+    value, error = metrics.mean()(d, w, None)
+    assert value == pytest.approx(float(d.mean()))
+    assert error == pytest.approx(float(d.std() / math.sqrt(50)))
+
+
+def test_the_error_of_a_mean_counts_keys_and_not_copies() -> None:
+    d = torch.randn(30).double()
+    keys = [i for i in range(30) for _ in range(10)]
+    copies = d.repeat_interleave(10)
+    value, error = metrics.mean()(copies, torch.ones(300).double(), keys)
+    assert (value, error) == pytest.approx(metrics.mean()(d, torch.ones(30).double(), None))
+
+
+def test_the_worst_group_is_the_one_that_suffers_most() -> None:
+    d = torch.tensor([0.0] * 20 + [0.5, 0.7] * 10 + [9.0]).double()
+    keys = ["a"] * 20 + ["b"] * 20 + ["tiny"]
+    value, error = metrics.worst_group()(d, torch.ones(41).double(), keys)
+    assert value == pytest.approx(0.6)
+    assert error == pytest.approx(float(d[20:40].std() / math.sqrt(20)))
+    with pytest.raises(InputError, match="groups"):
+        metrics.worst_group()(d, torch.ones(41).double(), None)
+
+
+def test_a_quantile_is_that_of_the_keys() -> None:
+    d = torch.arange(1000).double()
+    value, error = metrics.quantile(0.9)(d, torch.ones(1000).double(), None)
+    assert value == pytest.approx(899, abs=1)
+    assert error == pytest.approx(1000 * math.sqrt(0.09 / 1000), rel=0.2)
+    weighted, _ = metrics.quantile(0.5)(torch.tensor([0.0, 1.0]).double(), torch.tensor([0.1, 0.9]).double(), None)
+    assert weighted == 1.0
+    with pytest.raises(InputError):
+        metrics.quantile(1.0)
