@@ -64,10 +64,6 @@ class Betting:
             drops.values, drops.weights, _stakes(drops, margin, level), level=level, population=drops.population
         )
 
-    def p_value(self, drops: Drops, *, margin: float, level: float) -> float | None:
-        """None: its evidence is an e-value."""
-        return None
-
     def needed(self, drops: Drops, *, margin: float, level: float) -> tuple[int, str] | None:
         """From the mean and mean square seen, as for a sample from many."""
         weights = np.ones_like(drops.values) if drops.weights is None else drops.weights
@@ -106,7 +102,7 @@ def bets(drops: Floats, weights: Floats | None, *, margin: float, level: float, 
 def log_wealth(
     drops: Floats, weights: Floats | None, stakes: Floats, mean: float, *, population: int | None = None
 ) -> Floats:
-    """ln W_t(mean) for t = 1 .. n: [..., n]; infinite from where the null has become impossible.
+    """Ln W_t(mean) for t = 1 .. n: [..., n]; infinite from where the null has become impossible.
 
     Args:
         stakes: [..., n] from `bets`.  mean: the null: the mean drop is at least this, below 1.
@@ -140,7 +136,7 @@ def crossing(wealth: Floats, level: float) -> int | None:
 def upper_limit(
     drops: Floats, weights: Floats | None, stakes: Floats, *, level: float, population: int | None = None
 ) -> float:
-    """The confidence limit of the mean drop: the least m (from above, to 1e-7) whose capital reached 1/level; at most 1."""
+    """The confidence limit of the mean drop: the least m whose capital reached 1/level (from above, to 1e-7); or 1."""
     low, high = -1.0, 1.0
     while high - low > 1e-7:
         middle = (low + high) / 2

@@ -88,17 +88,16 @@ class Exact:
     def __call__(self, drops: Drops, *, margin: float, level: float) -> Outcome:
         """Certified if (losses, gains) lies in the region of n, margin and level."""
         n, losses, gains = _counts(drops)
-        return Outcome(certified=region(n, margin, level).certifies(losses, gains), used=n)
+        return Outcome(certified=self.decide(n, losses, gains, margin=margin, level=level), used=n)
+
+    def decide(self, n: int, losses: int, gains: int, *, margin: float, level: float) -> bool:
+        """The decision from the counts alone."""
+        return region(n, margin, level).certifies(losses, gains)
 
     def limit(self, drops: Drops, *, margin: float, level: float) -> float:
         """Buehler's upper limit."""
         n, losses, gains = _counts(drops)
         return upper_limit(n, losses, gains, level)
-
-    def p_value(self, drops: Drops, *, margin: float, level: float) -> float | None:
-        """Exact p-value for the order of the level."""
-        n, losses, gains = _counts(drops)
-        return p_value(n, losses, gains, margin, level)
 
     def needed(self, drops: Drops, *, margin: float, level: float) -> tuple[int, str] | None:
         """From the rates seen; where nothing differed, from half a difference each way."""
@@ -119,7 +118,8 @@ def _counts(drops: Drops) -> tuple[int, int, int]:
         raise CertificateError(
             "the exact test is for unweighted 0/1 scores of independent examples",
             expected="every drop -1, 0 or 1, no weights, no groups, no finite population",
-            got="weights or a finite population" if drops.weights is not None or drops.population is not None
+            got="weights or a finite population"
+            if drops.weights is not None or drops.population is not None
             else f"a drop of {float(values[~np.isin(values, (-1.0, 0.0, 1.0))][0]):g}",
             todo="pass test=certifiers.betting(), which serves any score in [0, 1]",
         )
@@ -168,18 +168,12 @@ def region(n: int, margin: float, level: float) -> Region:
     return Region(n=n, margin=margin, level=level, most=np.full(n + 1, -1), limit=-2.0, size=0.0)
 
 
-def p_value(n: int, losses: int, gains: int, margin: float, level: float) -> float:
-    """Exact p-value of H0: drop > margin, for the order that belongs to `level`: the rigorous supremum of P(T <= T_observed)."""
-    most = _most(n, order(n, losses, gains, level), float(-ndtri(level)))
-    return min(1.0, _supremum(most, n, _intervals(n, margin, _WIDE), 2.0, 0)[0])
-
-
 @functools.lru_cache(maxsize=4096)
 def upper_limit(n: int, losses: int, gains: int, level: float) -> float:
     """Buehler's exact upper confidence limit of the drop, at confidence 1 - level.
 
-    The smallest a (to within a few hundredths of a standard error, from above) with sup over drops >= a of P(T <= T_observed)
-    at most `level`.
+    The smallest a (to within a few hundredths of a standard error, from above) with
+    sup over drops >= a of P(T <= T_observed) at most `level`.
     """
     z = float(-ndtri(level))
     t = order(n, losses, gains, level)
@@ -220,13 +214,13 @@ def order(n: int, losses: int, gains: int, level: float) -> float:
 def power(where: Region, drop: float, discordance: float) -> float:
     """P(certified) at a true drop and discordance (= P(loss) + P(gain)), summed exactly."""
     losses, gains = (discordance + drop) / 2, (discordance - drop) / 2
-    assert 0 <= gains, (drop, discordance)
+    assert gains >= 0, (drop, discordance)
     assert losses + gains <= 1, (drop, discordance)
     return _probability(where.most, where.n, losses, gains, upper=False)
 
 
 def statistic(losses: Floats, gains: Floats, n: int, t: float) -> Floats:
-    """Score statistic Z = (b - c - n t) / sqrt(n (2 p + t - t^2)), p the likelihood's best p_c on drop = t (Tango 1998)."""
+    """Score statistic (b - c - n t) / sqrt(n (2 p + t - t^2)), p the likelihood's best p_c on drop = t (Tango 1998)."""
     linear = losses + gains + t * (losses - gains) - 2 * n * t
     p = (linear + np.sqrt(np.maximum(linear**2 + 8 * n * gains * t * (1 - t), 0.0))) / (4 * n)
     p = np.clip(p, max(0.0, -t), (1 - t) / 2)

@@ -1,6 +1,6 @@
 """Certifiers: is the mean drop shown to be within a margin?
 
-Signature: (drops: Drops, *, margin, level) -> Outcome, beside limit(), p_value() and needed() of the same signature;
+Signature: (drops: Drops, *, margin, level) -> Outcome, beside limit() and needed() of the same signature;
 see `secateur.schema.members.Certifier`. A certifier is chosen before held-out data is read.
 """
 

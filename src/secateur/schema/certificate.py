@@ -33,7 +33,7 @@ class Outcome:
     Attributes:
         certified: whether "drop > margin" is rejected at the level.
         used: units that were needed for it: all, unless the test may stop early.
-        evidence: e-value, the largest capital won from 1 (`kind="e"`); None for a test that only decides.
+        evidence: e-value, the largest capital won from 1; None for a test that only decides.
     """
 
     certified: bool
@@ -107,7 +107,7 @@ class Tested:
         dense, pruned: mean score (or clipped loss, nats) of the two models on the units used.
         drop: observed drop (or increase of the clipped loss, nats).
         limit: its upper confidence limit at the level of the test, for this candidate alone.
-        evidence: p-value of the exact test (`evidence_kind="p"`) or e-value of the betting test (`"e"`).
+        evidence: e-value of the betting test, certified from 1/level on; None for the exact test, which decides.
         losses, gains: examples right for the dense model only, for the pruned one only; None unless scores are 0/1.
         lost, gained: positions of these examples in the held-out data (`HeldOut.positions` says how they count).
         churn: share of examples whose score differs between the models; agreement is 1 - churn.
@@ -127,7 +127,6 @@ class Tested:
     drop: float
     limit: float
     evidence: float | None
-    evidence_kind: Literal["p", "e"] | None
     churn: float
     losses: int | None = None
     gains: int | None = None
@@ -195,7 +194,7 @@ class Certificate:
     """With confidence 1 - delta over the draw of the held-out data, the certified candidate loses at most `margin`.
 
     Attributes:
-        claim: `score`: the mean score falls by at most margin. `loss`: the mean clipped loss, nats, rises by at most it.
+        claim: `score`: the mean score falls by at most margin. `loss`: the mean clipped loss, nats, rises by no more.
         margin: the allowed drop or increase.  confidence: 1 - delta, over all tries in the history together.
         level: error probability spent on this try.  attempt: 1 for the first.  spent: by the tries before.
         certified: name of the sparsest certified candidate; None if not even the first was.

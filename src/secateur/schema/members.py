@@ -120,7 +120,7 @@ class Certifier(Protocol):
 
     `__call__` rejects "mean drop > margin" wrongly with probability at most `level`, whatever the drops are.
     `limit` is an upper confidence limit of the mean drop, at most the margin if and only if `__call__` certifies.
-    `p_value` is exact or None.  `needed` estimates the units for a power of 0.8, with the calculation in words;
+    `needed` estimates the units for a power of 0.8, with the calculation in words;
     None where the drops seen are not below the margin.
     """
 
@@ -139,8 +139,6 @@ class Certifier(Protocol):
     def __call__(self, drops: Drops, *, margin: float, level: float) -> Outcome: ...
 
     def limit(self, drops: Drops, *, margin: float, level: float) -> float: ...
-
-    def p_value(self, drops: Drops, *, margin: float, level: float) -> float | None: ...
 
     def needed(self, drops: Drops, *, margin: float, level: float) -> tuple[int, str] | None: ...
 
