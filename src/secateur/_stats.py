@@ -12,7 +12,8 @@ Statistics, per group (U units, P elements of a unit, padded with 0):
 
     units            [U]     global numbers of the units
     write_weights    [U, P]  weights that produce the unit (with biases);  read_weights: that consume it;
-                             scale_weights: that act on it element by element;  all_weights
+                             scale_weights: that multiply it element by element (norms' scales, not their shifts);
+                             all_weights: all of these and the shifts
     write_gradients  [U, P]  gradient of the mean loss at write_weights, nats per unit of weight; likewise
                              read_gradients, scale_gradients, all_gradients
     n                []      examples, discounted for uneven weights: (sum w)^2 / sum w^2
@@ -284,6 +285,8 @@ def check_weights(model: nn.Module, groups: Groups) -> None:
 
 def _weights(model: nn.Module, groups: Groups, g: int, roles: tuple[str, ...] | None) -> Tensor:
     names = {m.param for m in groups.groups[g].members if roles is None or m.role in roles}
+    if roles == ROLES["scale"]:  # by torch's naming, the only thing that tells a scale from a shift
+        names = {n for n in names if n.rpartition(".")[2] != "bias"}
     tensors = {k: v.detach().double() for k, v in _parameters(model).items() if k in names}
     return matrix(groups, g, tensors, roles).cpu()
 

@@ -11,7 +11,7 @@ from secateur.schema.members import Criterion
 
 
 def random(seed: int = 0) -> Criterion:
-    """score[u] uniform in [0, 1), the same for the same seed and number of units before it.
+    """Uniform numbers: score[u] in [0, 1), the same for the same seed and number of units before it.
 
     Arbitrary units. Source: none; Blalock et al. 2020 (arXiv:2003.03033) ask for it beside every result.
     """

@@ -39,7 +39,7 @@ def taylor() -> Criterion:
 
 
 def absolute_taylor() -> Criterion:
-    """score[u] = |mean over n of g[n, u]|: what other tools call "Taylor".
+    """First order without its sign: score[u] = |mean over n of g[n, u]|: what other tools call "Taylor".
 
     Nats of absolute change: a unit whose removal helps scores as high as one whose removal hurts. Not an expansion.
     """
@@ -61,7 +61,7 @@ def absolute_taylor() -> Criterion:
 
 
 def squared_taylor() -> Criterion:
-    """score[u] = (mean over n of g[n, u])^2, the importance of the 2019 paper over the whole data at once.
+    """First order squared: score[u] = (mean over n of g[n, u])^2, the 2019 paper over the whole data at once.
 
     Differs from source: the paper squares per mini-batch and averages, which depends on the batch size.
     """
@@ -80,7 +80,7 @@ def squared_taylor() -> Criterion:
 
 
 def mean_absolute_taylor() -> Criterion:
-    """score[u] = mean over n of |g[n, u]|, the importance of the 2017 paper.
+    """First order per example, without signs: score[u] = mean over n of |g[n, u]|, the 2017 paper.
 
     Nats of absolute change per example. Differs from source: no division by the layer's norm.
     """
