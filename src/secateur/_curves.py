@@ -135,7 +135,7 @@ def _mean_and_error(total: float, squares: float, weight: float, n: float) -> tu
     return mean, math.sqrt(variance / (n - 1)) if n > 1 else 0.0
 
 
-def increments(readings: tuple[Reading, ...], n_units: int) -> tuple[float, ...]:
+def increments(readings: tuple[Reading, ...], n_units: int, *, where: str | None = None) -> tuple[float, ...]:
     """Measured loss of taking away the j-th unit of the removal order, [n_units]: differences of the fit.
 
     Linear between the measured points. Beyond the last one the slope is the larger of that of the last stretch and
@@ -146,7 +146,7 @@ def increments(readings: tuple[Reading, ...], n_units: int) -> tuple[float, ...]
         InputError: a group was never measured.
     """
     if not readings:
-        raise InputError("a group has no measured point", todo="scan all groups, or plan without curves")
+        raise InputError("a group has no measured point", where=where, todo="scan all groups, or plan without curves")
     xs, ys = [0.0], [0.0]
     for reading in readings:
         xs.append(float(reading.n_removed))

@@ -93,7 +93,7 @@ def problem_of(
         losses = tuple(tuple(sorted(values)) for values in scores.values)
     else:
         check_curves(groups, curves)
-        losses = tuple(_curves.increments(r, n) for r, n in zip(_curves.read(curves), n_units, strict=True))
+        losses = _measured(groups, curves)
     return Problem(
         losses=losses,
         n_units=n_units,
@@ -104,6 +104,18 @@ def problem_of(
         unit=scores.unit if curves is None else "nats",
         names=tuple(group.name for group in groups.groups),
     )
+
+
+def _measured(groups: Groups, curves: Curves) -> tuple[tuple[float, ...], ...]:
+    """[group][j] from curves; zeros for groups of which nothing can be removed, since no point can exist."""
+    constraints = _counts.system_of(groups)
+    losses = []
+    for group, readings in zip(groups.groups, _curves.read(curves), strict=True):
+        if not readings and _counts.with_count(constraints, group.index, 1)[group.index] == group.n_units:
+            losses.append((0.0,) * group.n_units)
+        else:
+            losses.append(_curves.increments(readings, group.n_units, where=group.name))
+    return tuple(losses)
 
 
 def check_curves(groups: Groups, curves: Curves) -> None:

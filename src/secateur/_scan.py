@@ -1,0 +1,335 @@
+"""scan: measured loss and score against the removed fraction, group by group, by real cuts.
+
+Index conventions: g group, n example, f fold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur import _counts, _curves, _evaluate, _store, _surgery
+from secateur._evaluate import Evaluation, Progress
+from secateur.errors import CutError, FileCorrupt, InputError, NothingToCut, SecateurError, StaleArtifact
+from secateur.schema.curves import Curves, Point
+from secateur.schema.groups import Groups
+from secateur.schema.members import Executor, Recovery
+from secateur.schema.scores import Scores
+from secateur.schema.task import Batches, Task
+
+REMOVED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+FORMAT = 1  # of the store
+Counts = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Setup:
+    """What every measurement needs; the unit of work is one tuple of kept counts.
+
+    Attributes:
+        order: [g][j]: the unit that goes j-th.  base: the dense model on the same examples.
+    """
+
+    model: nn.Module
+    groups: Groups
+    order: tuple[tuple[int, ...], ...]
+    batches: Batches
+    task: Task
+    base: Evaluation
+    n_folds: int
+    recovery: Recovery | None
+
+
+def scan(
+    model: nn.Module,
+    groups: Groups,
+    scores: Scores,
+    batches: Batches,
+    task: Task,
+    *,
+    removed: Sequence[float] = REMOVED,
+    n_folds: int = 5,
+    store: str | Path | None = None,
+    resume: bool = False,
+    recovery: Recovery | None = None,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> Curves:
+    """Takes the lowest-scoring units of each group away, fraction by fraction, and measures what that does.
+
+    Every point is a real cut, evaluated on the same examples as the dense model: what is measured is what `cut` would
+    produce, also where a statistic runs over the cut axis. Where a count equation ties a group to others, they
+    lose the units that they must, lowest scores first, and the point says so (`Point.also`).
+
+    Args:
+        model: the dense model; never changed.  groups, scores: found on it.
+        batches: the search data, in a fixed order: examples are paired by position, and an example's fold is its
+            position modulo `n_folds`.
+        removed: fractions of the units of a group, in (0, 1). At least one unit goes, at least one stays.
+        n_folds: folds whose sums are kept apart, for cross-validation.
+        store: file to which every measurement is appended as it comes (JSON lines with checksums); a scan
+            that was killed goes on from there.
+        resume: the store may already hold measurements. Without it, a store that is not empty is refused.
+        recovery: a cheap one, on the same data; each cut is then measured before and after it.
+        executor: where the measurements run; None = here, one after the other. The results are the same.
+
+    Returns:
+        Points in the order (group, removed, fold, recovered).
+
+    Raises:
+        NothingToCut: no group.  StaleArtifact: scores or a store of another model, other data or settings.
+        InputError: fractions outside (0, 1), too few examples, examples that change order from pass to pass.
+        CutError: a group whose deepest cut does not run; found before anything else is measured.
+        FileCorrupt: a store that was changed.
+    """
+    order = _counts.removal_order(groups, scores)
+    plan = targets(groups, removed)
+    hashes = _evaluate.example_hashes(batches)
+    _check_data(batches, hashes)
+    weights = _surgery.fingerprint_weights(model)
+    base = _evaluate.evaluate(model, batches, task)
+    if not 1 <= n_folds <= base.n:
+        raise InputError("every fold needs an example", where="n_folds", expected=f"1 to {base.n}", got=n_folds)
+    header = {
+        "scan": FORMAT,
+        "structure": groups.structure,
+        "weights": weights,
+        "data": _evaluate.combine_hashes(hashes, ordered=True),
+        "order": hashlib.sha256(repr(order).encode()).hexdigest(),
+        "criterion": scores.criterion,
+        "task": task.name,
+        "base_loss": f"{base.mean_loss:.4g}",  # a task is functions; this is how another one shows
+        "n_folds": n_folds,
+        "recovery": _describe(recovery),
+    }
+    done = _open_store(store, header, n_folds=n_folds, resume=resume)
+    setup = Setup(
+        model=model,
+        groups=groups,
+        order=order,
+        batches=batches,
+        task=task,
+        base=base,
+        n_folds=n_folds,
+        recovery=recovery,
+    )
+    wanted = list(dict.fromkeys(counts for by_fraction in plan.values() for counts in by_fraction.values()))
+    missing = [counts for counts in wanted if counts not in done]
+    _check_cuts(setup, missing)
+    run: Callable[..., Iterable[tuple[int, Any]]] = executor or _one_after_the_other
+    n_done = len(wanted) - len(missing)
+    for index, sums in run(functools.partial(measure, setup), missing):
+        done[missing[index]] = sums
+        if store is not None:
+            _store.append_line(store, {"counts": missing[index], "sums": sums})
+        n_done += 1
+        if progress is not None:
+            progress("scan", n_done, len(wanted))
+    points = [
+        point
+        for group, by_fraction in plan.items()
+        for fraction, counts in by_fraction.items()
+        for point in _points(groups, group, fraction, counts, done[counts])
+    ]
+    return Curves(
+        points=tuple(sorted(points, key=_curves.order)),
+        names=tuple(group.name for group in groups.groups),
+        n_units=tuple(group.n_units for group in groups.groups),
+        n_folds=n_folds,
+        criterion=scores.criterion,
+        structure=groups.structure,
+        weights=weights,
+        data=_evaluate.combine_hashes(hashes),
+    )
+
+
+def targets(groups: Groups, removed: Sequence[float]) -> dict[int, dict[float, Counts]]:
+    """Kept counts of all groups by group and requested fraction: the nearest that satisfy the count equations.
+
+    Groups of which nothing can go are left out.
+
+    Raises:
+        NothingToCut: no group at all.  InputError: a fraction outside (0, 1).
+    """
+    if not groups.groups:
+        raise NothingToCut("nothing in this model can be removed", todo="`secateur trace` lists what is frozen and why")
+    for fraction in removed:
+        if not 0.0 < fraction < 1.0:
+            raise InputError("a removed fraction must lie between 0 and 1", where="removed", got=fraction)
+    constraints = _counts.system_of(groups)
+    found: dict[int, dict[float, Counts]] = {}
+    for group in groups.groups:
+        for fraction in sorted(set(removed)):
+            n_removed = min(max(1, int(fraction * group.n_units + 0.5)), group.n_units - 1)
+            counts = _counts.with_count(constraints, group.index, group.n_units - n_removed)
+            if counts[group.index] < group.n_units:
+                found.setdefault(group.index, {})[fraction] = counts
+    return found
+
+
+def measure(setup: Setup, counts: Counts) -> dict[str, Any]:
+    """The work function: cut to `counts`, evaluate, maybe recover and evaluate again; sums per fold, JSON-ready."""
+    small = _cut(setup, counts)
+    plain = _sums(setup, _evaluate.evaluate(small, setup.batches, setup.task))
+    recovered = None
+    if setup.recovery is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # every cut meets the same recovery, whichever was measured before it
+            small = setup.recovery(small, setup.batches, setup.task, teacher=setup.model, seed=0, progress=None)
+        recovered = _sums(setup, _evaluate.evaluate(small, setup.batches, setup.task))
+    return {"plain": plain, "recovered": recovered}
+
+
+def _cut(setup: Setup, counts: Counts) -> nn.Module:
+    kept = _counts.kept_units(setup.order, counts)
+    return _surgery.apply(setup.model, _surgery.receipt_for(setup.model, setup.groups, kept))
+
+
+def _one_after_the_other(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[tuple[int, Any]]:
+    return ((index, work(item)) for index, item in enumerate(items))
+
+
+# Sums
+
+
+def _sums(setup: Setup, pruned: Evaluation) -> list[dict[str, float | int | None]]:
+    """[f]: weighted sums of the paired differences."""
+    base = setup.base
+    if pruned.n != base.n:
+        raise InputError(
+            "the data gave another number of examples than before", where="search data", expected=base.n, got=pruned.n
+        )
+    made = []
+    for fold in range(setup.n_folds):
+        at = slice(fold, None, setup.n_folds)
+        w = base.weights[at]
+        loss = pruned.losses[at] - base.losses[at]
+        drop = base_correct = None
+        if base.correct is not None and pruned.correct is not None:
+            drop, base_correct = base.correct[at] - pruned.correct[at], base.correct[at]
+        made.append(
+            {
+                "n": len(w),
+                "weight": float(w.sum()),
+                "weight_sq": float((w * w).sum()),
+                "loss": float((w * loss).sum()),
+                "loss_sq": float((w * loss * loss).sum()),
+                "drop": _sum(w, drop),
+                "drop_sq": _sum(w, None if drop is None else drop * drop),
+                "base_loss": float((w * base.losses[at]).sum()),
+                "base_correct": _sum(w, base_correct),
+            }
+        )
+    return made
+
+
+def _sum(weights: Tensor, values: Tensor | None) -> float | None:
+    return None if values is None else float((weights * values).sum())
+
+
+def _points(groups: Groups, group: int, fraction: float, counts: Counts, sums: Mapping[str, Any]) -> Iterable[Point]:
+    full = [g.n_units for g in groups.groups]
+    also = tuple((g, n - k) for g, (n, k) in enumerate(zip(full, counts, strict=True)) if g != group and k < n)
+    for recovered in (False, True):
+        for fold, values in enumerate(sums["recovered" if recovered else "plain"] or ()):
+            yield Point(
+                group=group,
+                removed=fraction,
+                n_removed=full[group] - counts[group],
+                fold=fold,
+                recovered=recovered,
+                also=also,
+                **values,
+            )
+
+
+# Checks and the store
+
+
+def _check_data(batches: Batches, hashes: Sequence[str]) -> None:
+    if _evaluate.example_hashes(batches) != hashes:
+        raise InputError(
+            "the search data are not the same from one pass to the next",
+            where="batches",
+            expected="the same examples in the same order: the pruned model is compared with the dense one by position",
+            todo="turn shuffling and random augmentation off for the search data",
+        )
+
+
+def _check_cuts(setup: Setup, missing: Sequence[Counts]) -> None:
+    """One deep cut of every group meets one batch before hours are spent."""
+    full = [group.n_units for group in setup.groups.groups]
+    deepest: dict[int, Counts] = {}
+    for counts in missing:
+        for g, (k, n) in enumerate(zip(counts, full, strict=True)):
+            if k < n and (g not in deepest or k < deepest[g][g]):
+                deepest[g] = counts
+    batch = next(iter(setup.batches))
+    for counts in dict.fromkeys(deepest.values()):
+        try:
+            _evaluate.evaluate_batch(_cut(setup, counts), batch, setup.task, where="the first batch")
+        except SecateurError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            names = [g.name for g, k in zip(setup.groups.groups, counts, strict=True) if k < g.n_units]
+            raise CutError(
+                "a model that was cut does not run; nothing was measured",
+                where=", ".join(names),
+                got=f"{type(error).__name__}: {error}",
+                todo="freeze this group, and report the model: a rule of the coupling is wrong",
+            ) from error
+
+
+def _describe(recovery: Recovery | None) -> str:
+    """Name and settings. The repr of anything but a dataclass holds an address, which no resumed run would meet."""
+    if recovery is None:
+        return ""
+    return repr(recovery) if dataclasses.is_dataclass(recovery) else recovery.name
+
+
+def _open_store(
+    store: str | Path | None, header: Mapping[str, Any], *, n_folds: int, resume: bool
+) -> dict[Counts, dict[str, Any]]:
+    """The measurements that the store holds; it is begun if it is empty."""
+    if store is None:
+        return {}
+    lines = _store.read_lines(store)
+    if not lines:
+        _store.append_line(store, dict(header))
+        return {}
+    first, *rest = lines
+    if not resume:
+        raise InputError(
+            "the store already holds a scan",
+            where=str(store),
+            todo="pass resume=True to go on with it, or another file",
+        )
+    for key, value in header.items():
+        got = first.get(key) if isinstance(first, dict) else None
+        if got != value:
+            raise StaleArtifact(
+                "the store holds a scan of something else",
+                where=f"{store}: {key}",
+                expected=value,
+                got=got,
+                todo="scan into another file; this one belongs to another model, data set or setting",
+            )
+    done = {}
+    for number, line in enumerate(rest, start=2):
+        try:
+            counts, sums = tuple(line["counts"]), line["sums"]
+            whole = len(sums["plain"]) == n_folds
+        except (KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise FileCorrupt("this is not a line of a scan", where=f"{store}:{number}", todo="start afresh")
+        done[counts] = sums
+    return done

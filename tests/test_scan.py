@@ -1,0 +1,437 @@
+"""scan: compared with models whose units are zeroed by hand, resumed, and refused where it would lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur import _curves, _evaluate, _scan, _store, _surgery
+from secateur._scan import scan
+from secateur.errors import CutError, FileCorrupt, InputError, NothingToCut, StaleArtifact
+from secateur.executors import processes, serial
+from secateur.recoveries import recalibrate
+from secateur.schema.graph import Attribute
+from secateur.schema.groups import Equation, Extent, Group, Groups, Member, Setting
+from secateur.schema.scores import Scores
+from secateur.schema.task import Task
+from secateur.tasks import classification, from_mean
+
+SIZES = (8, 6)
+
+
+def make_model(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+
+
+def member(param: str, axis: int, n: int, role: str) -> Member:
+    return Member(param=param, axis=axis, units=tuple(range(n)), role=role)  # type: ignore[arg-type]
+
+
+def setting(module: str, name: str, group: int) -> Setting:
+    return Setting(attribute=Attribute(module, name), extent=Extent(0, ((group, 1),)))
+
+
+def make_groups(model: nn.Module, equations: tuple[Equation, ...] = ()) -> Groups:
+    """Written by hand: the rows of one linear layer, its bias, and the columns of the next."""
+    groups = tuple(
+        Group(
+            index=i,
+            name=f"layer{i}",
+            kind="neuron",
+            n_units=n,
+            members=(
+                member(f"{2 * i}.weight", 0, n, "write"),
+                member(f"{2 * i}.bias", 0, n, "write"),
+                member(f"{2 * i + 2}.weight", 1, n, "read"),
+            ),
+        )
+        for i, n in enumerate(SIZES)
+    )
+    return Groups(
+        groups=groups,
+        frozen=(),
+        equations=equations,
+        costs=(),
+        settings=(
+            setting("0", "out_features", 0),
+            setting("2", "in_features", 0),
+            setting("2", "out_features", 1),
+            setting("4", "in_features", 1),
+        ),
+        sites=(),
+        swaps=(),
+        notes=(),
+        structure=_surgery.fingerprint_structure(model),
+    )
+
+
+def make_scores(groups: Groups, seed: int = 0) -> Scores:
+    generator = torch.Generator().manual_seed(seed)
+    values = tuple(tuple(torch.rand(g.n_units, generator=generator).tolist()) for g in groups.groups)
+    return Scores(criterion="random", unit="a.u.", order=0, source="", values=values, structure=groups.structure)
+
+
+def make_batches(n: int = 53, size: int = 16, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (n,), generator=generator)
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+@pytest.fixture
+def parts():
+    model = make_model()
+    groups = make_groups(model)
+    return model, groups, make_scores(groups), make_batches(), classification()
+
+
+def zeroed(model: nn.Sequential, scores: Scores, group: int, n_removed: int) -> nn.Sequential:
+    """The same units silenced by hand, another way than the cut."""
+    copy = make_model()
+    copy.load_state_dict(model.state_dict())
+    order = sorted(range(SIZES[group]), key=lambda u: (scores.values[group][u], u))
+    with torch.no_grad():
+        for u in order[:n_removed]:
+            copy[2 * group].weight[u] = 0.0
+            copy[2 * group].bias[u] = 0.0
+    return copy
+
+
+def test_every_point_is_the_paired_difference_to_the_dense_model(parts) -> None:
+    model, _, scores, batches, task = parts
+    curves = scan(*parts, removed=(0.25, 0.5, 0.9), n_folds=5)
+    dense = _evaluate.evaluate(model, batches, task)
+    assert len(curves.points) == 2 * 3 * 5
+    assert list(curves.points) == sorted(curves.points, key=_curves.order)
+    for point in curves.points:
+        pruned = _evaluate.evaluate(zeroed(model, scores, point.group, point.n_removed), batches, task)
+        at = slice(point.fold, None, 5)
+        loss, drop = (pruned.losses - dense.losses)[at], (dense.correct - pruned.correct)[at]
+        assert point.n == len(loss) == point.weight == point.weight_sq
+        assert point.loss == pytest.approx(float(loss.sum()), abs=1e-10)
+        assert point.loss_sq == pytest.approx(float((loss**2).sum()), abs=1e-10)
+        assert point.drop == pytest.approx(float(drop.sum()))
+        assert point.drop_sq == pytest.approx(float((drop**2).sum()))
+        assert point.base_loss == pytest.approx(float(dense.losses[at].sum()))
+        assert point.base_correct == pytest.approx(float(dense.correct[at].sum()))
+        assert point.also == ()
+    assert {(p.group, p.removed, p.n_removed) for p in curves.points} == {
+        (0, 0.25, 2), (0, 0.5, 4), (0, 0.9, 7), (1, 0.25, 2), (1, 0.5, 3), (1, 0.9, 5),
+    }  # fmt: skip
+    assert (curves.names, curves.n_units, curves.n_folds) == (("layer0", "layer1"), SIZES, 5)
+
+
+def test_the_model_is_not_touched(parts) -> None:
+    model = parts[0].train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    scan(*parts, removed=(0.5,), recovery=recalibrate())
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_weighted_examples_give_weighted_sums(parts) -> None:
+    model, groups, scores, batches, task = parts
+    weighted = dataclasses.replace(task, weights=lambda batch: (batch[1] + 1).double())
+    y = torch.cat([b[1] for b in batches]).double()
+    plain, heavy = (scan(model, groups, scores, batches, t, removed=(0.5,), n_folds=1) for t in (task, weighted))
+    assert heavy.points[0].weight == float((y + 1).sum())
+    assert heavy.points[0].weight_sq == float(((y + 1) ** 2).sum())
+    assert heavy.points[0].loss != plain.points[0].loss
+
+
+def test_a_mean_loss_has_one_observation_per_batch(parts) -> None:
+    model, groups, scores, batches, _ = parts
+    mean = from_mean(lambda out, batch: nn.functional.cross_entropy(out, batch[1]))
+    whole = scan(model, groups, scores, batches, mean, removed=(0.5,), n_folds=2)
+    each = scan(model, groups, scores, batches, classification(), removed=(0.5,), n_folds=2)
+    assert [p.n for p in whole.points] == [2, 2, 2, 2]
+    assert whole.points[0].drop is None
+    means = [[r.loss for (r,) in _curves.read(curves)] for curves in (whole, each)]
+    assert means[0] == pytest.approx(means[1])
+
+
+def test_tied_groups_lose_units_together_and_the_point_says_so() -> None:
+    model = make_model()
+    equation = Equation(terms=((0, 3), (1, -4)), reason="4 of one for 3 of the other")
+    groups = make_groups(model, (equation,))
+    scores = make_scores(groups)
+    curves = scan(model, groups, scores, make_batches(), classification(), removed=(0.1, 0.5, 0.9), n_folds=1)
+    assert [(p.group, p.removed, p.n_removed, p.also) for p in curves.points] == [
+        (0, 0.5, 4, ((1, 3),)),
+        (0, 0.9, 4, ((1, 3),)),
+        (1, 0.5, 3, ((0, 4),)),
+        (1, 0.9, 3, ((0, 4),)),
+    ]
+    assert curves.points[0].loss == curves.points[2].loss
+
+
+def test_points_after_a_recovery_stand_beside_those_before() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
+    names = ("1.weight", "1.bias", "1.running_mean", "1.running_var")
+    group = Group(
+        index=0,
+        name="layer0",
+        kind="neuron",
+        n_units=8,
+        members=(
+            member("0.weight", 0, 8, "write"),
+            member("0.bias", 0, 8, "write"),
+            *(member(name, 0, 8, "scale") for name in names),
+            member("3.weight", 1, 8, "read"),
+        ),
+    )
+    groups = dataclasses.replace(
+        make_groups(model),
+        groups=(group,),
+        settings=(setting("0", "out_features", 0), setting("1", "num_features", 0), setting("3", "in_features", 0)),
+        structure=_surgery.fingerprint_structure(model),
+    )
+    scores, batches, task = make_scores(groups), make_batches(), classification()
+    plain = scan(model, groups, scores, batches, task, removed=(0.5,))
+    both = scan(model, groups, scores, batches, task, removed=(0.5,), recovery=recalibrate())
+    assert [p for p in both.points if not p.recovered] == list(plain.points)
+    after = [p for p in both.points if p.recovered]
+    assert len(after) == len(plain.points)
+    assert after[0].loss != plain.points[0].loss
+
+
+# Stores
+
+
+def test_a_scan_resumes_from_any_number_of_lines(parts, tmp_path: Path) -> None:
+    whole = scan(*parts, removed=(0.25, 0.5), store=tmp_path / "whole.jsonl")
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 4
+    for n in range(len(lines) + 1):
+        path = tmp_path / f"part{n}.jsonl"
+        path.write_bytes(b"".join(lines[:n]) + (lines[n][:20] if n < len(lines) else b""))
+        told = Mock()
+        resumed = scan(*parts, removed=(0.25, 0.5), store=path, resume=True, progress=told)
+        assert resumed == whole
+        assert [call.args for call in told.call_args_list] == [("scan", i + 1, 4) for i in range(max(n - 1, 0), 4)]
+
+
+def test_more_fractions_go_on_in_the_same_store(parts, tmp_path: Path) -> None:
+    path = tmp_path / "scan.jsonl"
+    scan(*parts, removed=(0.5,), store=path)
+    more = scan(*parts, removed=(0.25, 0.5), store=path, resume=True)
+    assert more == scan(*parts, removed=(0.25, 0.5))
+    assert len(_store.read_lines(path)) == 1 + 4
+
+
+def test_a_used_store_is_not_overwritten_by_accident(parts, tmp_path: Path) -> None:
+    path = tmp_path / "scan.jsonl"
+    scan(*parts, removed=(0.5,), store=path)
+    with pytest.raises(InputError, match="resume=True"):
+        scan(*parts, removed=(0.5,), store=path)
+
+
+def test_a_store_of_something_else_is_refused_by_name(parts, tmp_path: Path) -> None:
+    model, groups, scores, batches, task = parts
+    path = tmp_path / "scan.jsonl"
+    scan(*parts, removed=(0.5,), store=path)
+    again = functools.partial(scan, removed=(0.5,), store=path, resume=True)
+    with torch.no_grad():
+        other = make_model(seed=1)
+    with pytest.raises(StaleArtifact, match="weights"):
+        again(other, groups, scores, batches, task)
+    with pytest.raises(StaleArtifact, match="order"):
+        again(model, groups, make_scores(groups, seed=5), batches, task)
+    with pytest.raises(StaleArtifact, match="data"):
+        again(model, groups, scores, make_batches(seed=2), task)
+    with pytest.raises(StaleArtifact, match="data"):
+        again(model, groups, scores, batches[::-1], task)
+    with pytest.raises(StaleArtifact, match="n_folds"):
+        again(*parts, n_folds=3)
+    with pytest.raises(StaleArtifact, match="recovery"):
+        again(*parts, recovery=recalibrate())
+    with pytest.raises(StaleArtifact, match="base_loss"):
+        again(model, groups, scores, batches, dataclasses.replace(task, losses=lambda o, b: 2 * task.losses(o, b)))
+    assert again(*parts) == scan(*parts, removed=(0.5,))
+
+
+def test_a_changed_store_is_refused(parts, tmp_path: Path) -> None:
+    path = tmp_path / "scan.jsonl"
+    scan(*parts, removed=(0.5,), store=path)
+    text = path.read_text()
+    path.write_text(text.replace('"n":11', '"n":12', 1))
+    with pytest.raises(FileCorrupt, match=r"scan.jsonl:2"):
+        scan(*parts, removed=(0.5,), store=path, resume=True)
+    path.write_text(text.splitlines(keepends=True)[0])
+    _store.append_line(path, {"something": "else"})
+    with pytest.raises(FileCorrupt, match="not a line of a scan"):
+        scan(*parts, removed=(0.5,), store=path, resume=True)
+
+
+# Refusals
+
+
+def test_data_that_change_from_pass_to_pass_are_refused(parts) -> None:
+    model, groups, scores, batches, task = parts
+    loader = torch.utils.data.DataLoader(
+        [(x, y) for xs, ys in batches for x, y in zip(xs, ys, strict=True)], batch_size=8, shuffle=True
+    )
+    with pytest.raises(InputError, match="shuffling"):
+        scan(model, groups, scores, loader, task)
+
+
+def test_fractions_outside_zero_and_one_are_refused(parts) -> None:
+    for bad in (0.0, 1.0, -0.5, 50):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            scan(*parts, removed=(0.5, bad))
+
+
+def test_more_folds_than_examples_are_refused(parts) -> None:
+    with pytest.raises(InputError, match="n_folds"):
+        scan(*parts, n_folds=54)
+
+
+def test_no_groups_is_nothing_to_cut(parts) -> None:
+    model, groups, scores, batches, task = parts
+    nothing = dataclasses.replace(groups, groups=())
+    with pytest.raises(NothingToCut):
+        scan(model, nothing, dataclasses.replace(scores, values=()), batches, task)
+
+
+def test_a_wrong_rule_is_found_before_anything_is_measured(parts, tmp_path: Path) -> None:
+    model, groups, scores, batches, task = parts
+    first, second = groups.groups
+    wrong = dataclasses.replace(second, members=second.members[:-1])  # the reader of the second layer is forgotten
+    broken = dataclasses.replace(groups, groups=(first, wrong))
+    path = tmp_path / "scan.jsonl"
+    with pytest.raises(CutError, match="layer1"):
+        scan(model, broken, scores, batches, task, store=path)
+    assert len(_store.read_lines(path)) == 1
+
+
+# Executors
+
+
+def test_executors_give_the_same_curves(parts) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        here = scan(*parts, removed=(0.25, 0.5, 0.75))
+        assert scan(*parts, removed=(0.25, 0.5, 0.75), executor=serial()) == here
+        assert scan(*parts, removed=(0.25, 0.5, 0.75), executor=processes(2)) == here
+    finally:
+        torch.set_num_threads(threads)
+
+
+def killed_once(folder: Path, item: int) -> int:
+    """Dies by SIGKILL the first time that it meets item 3."""
+    flag = folder / "died"
+    if item == 3 and not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.01)
+    return item * item
+
+
+def test_the_work_of_a_killed_process_is_done_again(tmp_path: Path) -> None:
+    results = dict(processes(2)(functools.partial(killed_once, tmp_path), range(8)))
+    assert (tmp_path / "died").exists()
+    assert results == {i: i * i for i in range(8)}
+
+
+def always_killed(item: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def test_workers_that_die_again_and_again_end_the_scan() -> None:
+    with pytest.raises(Exception, match="killed again and again"):
+        list(processes(2, retries=1)(always_killed, range(3)))
+
+
+def fails(item: int) -> int:
+    raise ValueError(f"item {item} is bad")
+
+
+def test_errors_of_the_work_arrive_as_they_are() -> None:
+    with pytest.raises(ValueError, match="item 0 is bad"):
+        list(processes(1)(fails, range(1)))
+    with pytest.raises(ValueError, match="item 0 is bad"):
+        list(serial()(fails, range(1)))
+    with pytest.raises(InputError, match="at least one process"):
+        processes(0)
+
+
+# Crash
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import test_scan as t
+model = t.make_model()
+groups = t.make_groups(model)
+parts = (model, groups, t.make_scores(groups), t.make_batches(400, 8), t.classification())
+t.scan(*parts, store=sys.argv[1], resume=True)
+"""
+
+
+def crash_and_resume(tmp_path: Path, times: int, seed: int) -> None:
+    model = make_model()
+    groups = make_groups(model)
+    parts = (model, groups, make_scores(groups), make_batches(400, 8), classification())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = scan(*parts)
+        path, rng = tmp_path / "scan.jsonl", random.Random(seed)
+        program, kills = PROGRAM.format(tests=str(Path(__file__).parent)), 0
+        for _ in range(times):
+            before = len(_store.read_lines(path))
+            worker = subprocess.Popen([sys.executable, "-c", program, str(path)])
+            while worker.poll() is None and len(_store.read_lines(path)) <= before:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0.0, 0.03))
+            worker.send_signal(signal.SIGKILL)
+            kills += worker.wait() == -signal.SIGKILL
+            if rng.random() < 0.3 and path.exists():  # a write that was torn by a power failure
+                data = path.read_bytes()
+                path.write_bytes(data[: len(data) - rng.randrange(0, 40)])
+        assert kills > 0
+        assert scan(*parts, store=path, resume=True) == whole
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_killed_scan_ends_with_the_same_bits(tmp_path: Path) -> None:
+    crash_and_resume(tmp_path, times=2, seed=0)
+
+
+@pytest.mark.slow
+def test_a_scan_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
+    crash_and_resume(tmp_path, times=20, seed=1)
+
+
+def test_targets_leave_at_least_one_unit_and_take_at_least_one() -> None:
+    groups = make_groups(make_model())
+    found = _scan.targets(groups, (0.01, 0.99))
+    assert found == {0: {0.01: (7, 6), 0.99: (1, 6)}, 1: {0.01: (8, 5), 0.99: (8, 1)}}
+    assert math.isclose(sum(found[0][0.99]), 7)
+
+
+def test_a_task_without_a_score_has_no_drop(parts) -> None:
+    model, groups, scores, batches, task = parts
+    silent = Task(forward=task.forward, losses=task.losses)
+    curves = scan(model, groups, scores, batches, silent, removed=(0.5,))
+    assert all(p.drop is None and p.drop_sq is None and p.base_correct is None for p in curves.points)
