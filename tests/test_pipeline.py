@@ -23,11 +23,13 @@ from secateur._gradual import digest
 from secateur._trace import trace
 from secateur.errors import (
     BudgetUnreachable,
+    CertificateError,
     EmptyData,
     FileCorrupt,
     InputError,
     NonFinite,
     OneShotIterable,
+    SplitOverlap,
     StaleArtifact,
 )
 from secateur.pipeline import prune
@@ -158,6 +160,21 @@ def test_a_task_without_a_score_is_judged_by_its_loss():
     for candidate in found.candidates:
         assert candidate.search_correct is None
         assert candidate.drop == pytest.approx(candidate.search_loss - found.candidates[0].search_loss)
+
+
+def test_a_loss_can_be_certified_if_it_is_clipped():
+    blind = dataclasses.replace(TASK, correct=None)
+    found = run(task=blind, max_drop=0.5, clip=4.0, steps=1)
+    assert found.certificate is not None
+    assert found.certificate.claim == "loss"
+
+
+def test_a_certificate_that_cannot_be_given_does_not_lose_the_models():
+    copies = [batch for batch in DATA.held_out for _ in range(2)]
+    found = run(data=dataclasses.replace(DATA, held_out=copies), steps=1)
+    assert found.certificate is None
+    assert "occur more than once" in found.notes[-1]
+    assert found.chosen == 1
 
 
 def test_progress_is_told_and_names_the_step():
@@ -349,6 +366,10 @@ def test_a_truncated_or_changed_run_is_refused(tmp_path: Path):
         ({"data": dataclasses.replace(DATA, search=iter(DATA.search))}, OneShotIterable),
         ({"data": dataclasses.replace(DATA, held_out=(b for b in DATA.search))}, OneShotIterable),
         ({"budget": Budget(macs=1e-6)}, BudgetUnreachable),
+        ({"data": dataclasses.replace(DATA, held_out=DATA.search)}, SplitOverlap),
+        ({"data": dataclasses.replace(DATA, held_out=[*DATA.held_out, *DATA.train[:1]])}, SplitOverlap),
+        ({"task": dataclasses.replace(TASK, correct=None)}, CertificateError),
+        ({"clip": 2.0}, InputError),
     ],
     ids=str,
 )

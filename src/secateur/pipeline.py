@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from torch import nn
 
 from secateur import _gradual, allocators, criteria, recoveries, schedules
 from secateur._certify import certify
+from secateur._certify.census import take_census
+from secateur._certify.claim import make_claim
 from secateur._couple import couple
 from secateur._evaluate import Progress, check_batches
 from secateur._gradual import Run, Scan, kept, repeatable, step
@@ -119,6 +122,8 @@ def prune(
     )
     _check(run, budget, resume=resume)
     settings, held = _resumed(run, budget, resume=resume)
+    if held is None:
+        _check_held_out(run)
     tell = _gradual.labelled(progress, "dense model")
 
     # What the network is made of, and what each part is worth.
@@ -184,7 +189,6 @@ def _check(run: Run, budget: Budget | None, *, resume: bool) -> None:
         ("steps", run.steps >= 1, "a whole number, at least 1", run.steps),
         ("max_drop", drop is None or 0.0 <= drop < most, expected_drop, drop),
         ("confidence", 0.5 <= run.confidence < 1.0, "a number in [0.5, 1)", run.confidence),
-        ("clip", run.clip is None or 0.0 < run.clip < math.inf, "a number above 0", run.clip),
         ("scan", run.scan in ("never", "once", "each"), "'never', 'once' or 'each'", run.scan),
         ("seed", 0 <= run.seed < 2**63, "a whole number, at least 0", run.seed),
     )
@@ -204,12 +208,6 @@ def _check(run: Run, budget: Budget | None, *, resume: bool) -> None:
             expected="'once' or 'each'",
             got="'never'",
         )
-    if run.data.held_out is not None and drop is not None and not scored and run.clip is None:
-        raise InputError(
-            "the task has no score in [0, 1], and a mean of unbounded losses cannot be certified",
-            where="clip",
-            todo="pass clip=, the largest loss that shall count, or leave held_out out",
-        )
     if resume and run.folder is None:
         raise InputError("resume needs the folder that holds the run", where="out", todo="pass out=")
     if run.folder is not None and not resume and not _gradual.is_empty(run.folder):
@@ -218,6 +216,16 @@ def _check(run: Run, budget: Budget | None, *, resume: bool) -> None:
             where=str(run.folder),
             todo="pass resume=True to go on with the run that it holds, or name another folder",
         )
+
+
+def _check_held_out(run: Run) -> None:
+    """Refuse a claim that cannot be made, and held-out data that stands in other splits, before hours of work."""
+    held_out, drop, scored = run.data.held_out, run.max_drop, run.task.correct is not None
+    if held_out is None or drop is None:
+        return
+    make_claim(run.task, drop if scored else None, None if scored else drop, run.clip)
+    with repeatable(run, "census"), suppress(CertificateError):  # those are told at the end, in the notes
+        take_census(held_out, (run.data.search, run.data.train), run.task, "refuse", run.progress)
 
 
 def _resumed(run: Run, budget: Budget | None, *, resume: bool) -> tuple[str, State | None]:
@@ -263,7 +271,7 @@ def _certify_path(
             run.task,
             max_drop=drop if scored else None,
             max_loss_increase=None if scored else drop,
-            clip=None if scored else run.clip,
+            clip=run.clip,
             confidence=run.confidence,
             names=[f"step {i}" for i in path],
             also=(run.data.search, run.data.train),
