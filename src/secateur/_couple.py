@@ -445,7 +445,9 @@ def _lines_that_matter(kernel: Kernel, lengths: _Lengths) -> Iterable[np.ndarray
             for need in requirements(call, lambda v, run=run: run.values[v]):  # type: ignore[misc]
                 units = lengths.units(r, need.value, need.axis)
                 if units is not None and need.argument is not None:
-                    yield _counted(units, need)[0]
+                    counted, whole = _counted(units, need)
+                    if whole:
+                        yield counted
         said = [*run.escapes, *(e for c in run.comparisons for e in (c.left, c.right))]
         said += [i.origin for call in run.calls for i in _integers((call.args, tuple(call.kwargs.values())))]
         for size in {s for e in said for s in _sizes(e)}:
