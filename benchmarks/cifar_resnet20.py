@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -175,7 +175,7 @@ METHODS: dict[str, Callable[[ResNet20, Splits, float], tuple[nn.Module, str]]] =
     "Torch-Pruning, default": torch_pruning_default,
     "Torch-Pruning, best": torch_pruning_best,
 }
-IMPORTANCES = ("L1", "L2", "Taylor", "Hessian")
+IMPORTANCES = ("L1", "L2", "Taylor", "Taylor summed")
 
 
 def torch_pruning(
@@ -190,7 +190,7 @@ def torch_pruning(
     """Steps of half a percent of the channels until the budget is met, its own recipe for a budget in MACs.
 
     Args:
-        importance: "L1", "L2", "Taylor" or "Hessian".
+        importance: one of `IMPORTANCES`.
         keep: "classifier", or "stream": also the convolutions that write to the residual stream, whose padded
             shortcuts Torch-Pruning takes for operations that leave channel numbers as they are.
     """
@@ -201,9 +201,8 @@ def torch_pruning(
         "L1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
         "L2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
         "Taylor": tp.importance.GroupTaylorImportance,
-        "Hessian": tp.importance.GroupHessianImportance,
+        "Taylor summed": lambda: tp.importance.GroupTaylorImportance(normalizer=None, group_reduction="sum"),
     }
-    importance_of = makers[importance]()
     ignored: list[nn.Module] = [model.linear]
     if keep == "stream":
         ignored += [model.conv1, *(block.conv2 for block in model.modules() if isinstance(block, Block))]
@@ -212,22 +211,16 @@ def torch_pruning(
         pruner = tp.pruner.BasePruner(
             model,
             EXAMPLE,
-            importance=importance_of,
+            importance=makers[importance](),
             global_pruning=global_pruning,
             pruning_ratio=1.0,
             max_pruning_ratio=0.95,
             iterative_steps=200,
             ignored_layers=ignored,
         )
-        if importance == "Taylor":
+        if importance.startswith("Taylor"):
             for images, labels in search:
                 (F.cross_entropy(model(images), labels, reduction="sum") / len(search.labels)).backward()
-        if importance == "Hessian":  # one backward pass per image, hence fewer images
-            importance_of.zero_grad()
-            for image, label in zip(*first(search, 500), strict=True):
-                model.zero_grad()
-                F.cross_entropy(model(image[None]), label[None]).backward()
-                importance_of.accumulate_grad(model)
         allowed = budget * macs(dense)
         while macs(model) > allowed and pruner.current_step < pruner.iterative_steps:
             pruner.step()
@@ -247,11 +240,6 @@ def split(folder: Path, *, quick: bool) -> Splits:
         search=Images(pixels=pixels[-n_search:], labels=labels[-n_search:], batch_size=250),
         test=Images(pixels=test_pixels, labels=test_labels, batch_size=500),
     )
-
-
-def first(images: Images, n: int) -> tuple[Tensor, Tensor]:
-    """The first `n` images as one batch."""
-    return next(iter(dataclasses.replace(images, pixels=images.pixels[:n], labels=images.labels[:n], batch_size=n)))
 
 
 def accuracy(model: nn.Module, images: Images) -> float:
