@@ -32,7 +32,8 @@ def explain(certificate: Certificate) -> str:
     if c.strata is not None:
         worst = c.strata.worst
         lines.append(
-            f"Of {len(c.strata.items)} classes, {worst.key!r} is the least certain for {c.strata.candidate!r}: {_word(c)} of "
+            f"Of {len(c.strata.items)} classes, {worst.key!r} is the least certain for {c.strata.candidate!r}: "
+            f"{_word(c)} of "
             f"{_amount(worst.drop, c)} on {worst.n} {unit}s, at most {_amount(worst.limit, c)} with confidence "
             f"{_percent(1 - c.level)} for all classes together."
         )
@@ -70,7 +71,8 @@ def _why(t: Tested, c: Certificate, unit: str) -> str:
         return f"{lines} More data would not help as things look: {t.needed.calculation}."
     return (
         f"{lines} Not certifiable with this much data: about {t.needed.more:,} more {unit}s, that is a fresh held-out "
-        f"set of about {t.needed.n:,}, would certify it with probability {t.needed.power:g} if what was seen is the truth "
+        f"set of about {t.needed.n:,}, would certify it with probability {t.needed.power:g} if what was seen is the "
+        "truth "
         f"({t.needed.calculation})."
     )
 
