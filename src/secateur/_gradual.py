@@ -153,7 +153,15 @@ def step(state: State, run: Run, *, scores: Scores | None = None, curves: Curves
     with repeatable(run, "step", number):
         model = restore(run, base)
         groups = couple(trace(model, run.example_inputs), **run.couple)
-        scores = scores or score(model, groups, data.search, task, criterion=run.criterion, progress=tell)
+        scores = scores or score(
+            model,
+            groups,
+            data.search,
+            task,
+            criterion=run.criterion,
+            seed=derive(run.seed, "score", number),
+            progress=tell,
+        )
         if run.scan == "each" and curves is None:
             store = run.folder and run.folder / f"scan-{number}.jsonl"
             curves = scan(model, groups, scores, data.search, task, store=store, resume=True, progress=tell)

@@ -25,6 +25,7 @@ from secateur._couple import couple
 from secateur._evaluate import Progress, check_batches
 from secateur._gradual import Run, Scan, kept, repeatable, step
 from secateur._plan import plan
+from secateur._recover import derive
 from secateur._report import report
 from secateur._scan import scan as scan_groups
 from secateur._score import score
@@ -130,7 +131,9 @@ def prune(
     graph = trace(model, example_inputs)
     groups = couple(graph, **run.couple)
     with repeatable(run, "score"):
-        scores = score(model, groups, data.search, task, criterion=run.criterion, progress=tell)
+        scores = score(
+            model, groups, data.search, task, criterion=run.criterion, seed=derive(seed, "score"), progress=tell
+        )
     if budget is not None:  # what cannot be met is refused here, before anything is trained or written
         plan(groups, scores, budget, allocator=run.allocator, **run.plan)
     state = held or _gradual.begin(run, groups, budget, settings)
