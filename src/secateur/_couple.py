@@ -1,8 +1,8 @@
 """couple: which indices of which parameter axes must go together.
 
 Every recorded operation passes its rule over labels (`ops`); what the rules unify are edges between atoms. Connected
-components are units, those that touch an output, an op without a rule or an immovable length are frozen with the reason,
-and units that are interchangeable in shape and cost form a group.
+components are units; those that touch an output, an op without a rule or an immovable length are frozen, with the
+reason; and units that are interchangeable in shape and cost form a group.
 
 Index conventions: a atom, c class (connected component), u global unit, g group.
 """
@@ -72,8 +72,10 @@ def couple(
         freeze: names of parameters or modules (wildcards allowed) that must keep their size.
         tie: pairs of parameter names whose first axes must lose the same indices.
         rules: `ops.RULES`, or that extended by your own.
+
     Returns:
         The groups, what is frozen and why, count equations, costs, and the attributes that follow a cut.
+
     Raises:
         UnknownName: a name in `freeze` or `tie` that fits no parameter.
         CoupleError: a rule contradicted the recording.
@@ -126,9 +128,7 @@ def _label_all(graph: Graph, rules: Mapping[str, Rule]) -> tuple[Kernel, list[li
     return kernel, environments
 
 
-def _apply_rule(
-    kernel: Kernel, run: Run, node: Node, env: list[Label | None], rules: Mapping[str, Rule]
-) -> None:
+def _apply_rule(kernel: Kernel, run: Run, node: Node, env: list[Label | None], rules: Mapping[str, Rule]) -> None:
     shapes = tuple(None if o is None else run.values[o].shape for o in node.outputs)
 
     def label_of(item: Any) -> Any:
@@ -159,22 +159,19 @@ def _apply_rule(
             ) from error
         results = [given] if isinstance(given, Label) else list(given)
     names = _names_of(operation.labels)
-    for out, label, shape in zip(node.outputs, list(results) + [None] * len(shapes), shapes, strict=False):
+    for out, made, shape in zip(node.outputs, list(results) + [None] * len(shapes), shapes, strict=False):
         if out is None:
             continue
-        label = label if label is not None else bare(shape)
-        if label is None or label.shape != shape:
+        found = made if made is not None else bare(shape)
+        if found is None or found.shape != shape:
             raise CoupleError(
                 f"the rule for {node.op} gave a label of the wrong shape",
                 where=f"{node.module} ({node.source})",
                 expected=shape,
-                got=None if label is None else label.shape,
+                got=None if found is None else found.shape,
             )
-        if run.values[out].dtype not in _FLOATS and label.slots and run.values[out].dtype != "bool":
-            # integers computed from activations are positions, counts, hashes: sizes may follow, but not their meaning
-            label = Label(label.shape, label.slots, names)
         if run.values[out].param is None or node.writes:
-            env[out] = Label(label.shape, label.slots, names)
+            env[out] = Label(found.shape, found.slots, names)
 
 
 def _names_of(labels: Sequence[Label]) -> frozenset[str] | None:
@@ -195,9 +192,7 @@ def _is_pointwise(op: str) -> bool:
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
 
 
-def _apply_wishes(
-    kernel: Kernel, graph: Graph, freeze: tuple[str, ...], tie: tuple[tuple[str, str], ...]
-) -> None:
+def _apply_wishes(kernel: Kernel, graph: Graph, freeze: tuple[str, ...], tie: tuple[tuple[str, str], ...]) -> None:
     canonical = {p.name: p for p in graph.parameters}
     for pattern in freeze:
         hit = [p for n, p in canonical.items() if fnmatch.fnmatch(n, pattern) or n.startswith(pattern + ".")]
@@ -217,7 +212,7 @@ def _apply_wishes(
 
 
 def _freeze_opaque(kernel: Kernel, graph: Graph, environments: list[list[Label | None]]) -> None:
-    """torch's own attention function reads sizes that no one can see: its heads stay where the class cannot be swapped."""
+    """Torch's own attention function reads sizes that no one can see: heads stay where it cannot be swapped."""
     for r, run in enumerate(graph.runs):
         for call in run.calls:
             if call.function != "multi_head_attention_forward":
@@ -272,7 +267,8 @@ class _Solved:
 
     def units(self, slot: Tensor) -> np.ndarray:
         """The global unit of every entry of a slot, -1 where it cannot go."""
-        return self.unit_of_class[self.classes[slot.numpy()]]
+        units: np.ndarray = self.unit_of_class[self.classes[slot.numpy()]]
+        return units
 
     def along(self, slot: Tensor, axis: int) -> np.ndarray | None:
         """[length of the axis]: the unit whose removal shortens the axis there; None where nothing can."""
@@ -333,9 +329,7 @@ def _solve(kernel: Kernel, graph: Graph, environments: list[list[Label | None]])
             frozen[c] = True
             reasons.setdefault(c, (reason, site))
     entities = [
-        (key, axis, base, n)
-        for (key, axis), (base, n) in facts.axes.items()
-        if (key, axis) not in facts.virtual
+        (key, axis, base, n) for (key, axis), (base, n) in facts.axes.items() if (key, axis) not in facts.virtual
     ]
     signature, real = _signatures(classes, n_classes, entities)
     alive = real & ~frozen
@@ -359,11 +353,12 @@ def _solve(kernel: Kernel, graph: Graph, environments: list[list[Label | None]])
 def _components(n: int, edges: Sequence[np.ndarray]) -> np.ndarray:
     e = np.concatenate(edges) if edges else np.zeros((0, 2), np.int32)
     links = coo_matrix((np.ones(len(e), np.int8), (e[:, 0], e[:, 1])), shape=(n, n))
-    return connected_components(links, directed=False)[1]  # type: ignore[no-any-return]
+    labels: np.ndarray = connected_components(links, directed=False)[1]
+    return labels
 
 
 def _resolve_grids(kernel: Kernel, classes: np.ndarray) -> np.ndarray:
-    """Where labels still vary over two axes of one value, whole rows or whole columns go: whichever leaves more units."""
+    """Labels that still vary over two axes of a value: whole rows or whole columns go, whichever leaves more units."""
     todo = {(s.data_ptr(), tuple(s.shape), tuple(s.stride())): s for s in kernel.facts.grids}
     for _ in range(8):
         changed = False
@@ -599,11 +594,7 @@ def _needed(solved: _Solved, units: np.ndarray | None, length: int, need: Requir
 
 def _unsatisfiable(equations: Sequence[Equation], full: Sequence[int]) -> list[tuple[int, str, str]]:
     """Groups of equations that only the dense counts satisfy (an integer literal, a closure, a comparison)."""
-    return [
-        (eq.terms[0][0], eq.reason, eq.source)
-        for eq in equations
-        if len(eq.terms) == 1 and not eq.modulus
-    ] + [
+    return [(eq.terms[0][0], eq.reason, eq.source) for eq in equations if len(eq.terms) == 1 and not eq.modulus] + [
         (g, eq.reason, eq.source)
         for eq in equations
         if len(eq.terms) > 1 and len({c > 0 for _, c in eq.terms}) == 1 and not eq.modulus

@@ -22,7 +22,17 @@ from secateur.schema.receipt import Receipt, Verification
 _DOUBLE_LIMIT = 50_000_000
 _EXACT, _SINGLE, _HALF = 1e-9, 1e-4, 3e-2
 # operations on which a silenced unit leaves nothing behind, so that both models can be compared by a norm
-_COMPARED = ("linear", "matmul", "einsum", "aten.convolution", "aten.native_batch_norm", "aten.addmm", "aten.mm", "lstm", "gru")
+_COMPARED = (
+    "linear",
+    "matmul",
+    "einsum",
+    "aten.convolution",
+    "aten.native_batch_norm",
+    "aten.addmm",
+    "aten.mm",
+    "lstm",
+    "gru",
+)
 
 
 def cut(
@@ -44,8 +54,10 @@ def cut(
         verify: compare the cut model with the masked oracle: same shapes, equal outputs in evaluation and training mode
             and at another batch size where the model accepts it; relative error below 1e-9 in double precision,
             below 1e-4 where the model computes in single precision by itself.
+
     Returns:
         The smaller model and its receipt.
+
     Raises:
         NothingToCut: everything is frozen.
         CutMismatch: the cut model computes something else; nothing of the user's has changed.
@@ -115,18 +127,20 @@ def verify_cut(
         CutMismatch: naming the first operation where they part.
     """
     wide, narrow, to_wide = _precision(model, small)
+    dense = copy.deepcopy(wide)
     checks: list[_Check] = []
     distance = 0.0
     for run, outline in enumerate(groups.outlines):
         if outline.example >= len(examples):
             continue
+        name: str = outline.mode
         inputs = to_wide(examples[outline.example])
-        checks.append(_compare(wide, narrow, groups, kept, inputs, run, outline.mode))
         if run == 0:
-            distance = _distance(wide, narrow, inputs)
-            other = _another_batch(wide, inputs)
-            if other is not None:
-                checks.append(_compare(wide, narrow, groups, kept, other, run, "eval, another batch size"))
+            inputs, name, output = _one_more_example(dense, inputs)
+        check, got = _compare(wide, narrow, groups, kept, inputs, run, name)
+        checks.append(check)
+        if run == 0:
+            distance = relative_error(leaves(output), leaves(got))
     return Verification(
         checks=tuple(c.name for c in checks),
         error=max(c.error for c in checks),
@@ -135,10 +149,39 @@ def verify_cut(
     )
 
 
+def _one_more_example(dense: nn.Module, inputs: Any) -> tuple[Any, str, Any]:
+    """The inputs with one more example where the model accepts that, since a baked batch size does not show otherwise.
+
+    Returns:
+        The inputs, what to call the check, and the dense model's output.
+    """
+    larger = _grown(inputs)
+    if larger is not None:
+        try:
+            return larger, "eval, one example more", _seeded(lambda: plain_output(dense, copy.deepcopy(larger), "eval"))
+        except Exception:  # noqa: BLE001 - whatever it raises, the dense model itself has a fixed batch size
+            larger = None
+    return inputs, "eval", _seeded(lambda: plain_output(dense, copy.deepcopy(inputs), "eval"))
+
+
+def _grown(inputs: Any) -> Any | None:
+    """Every tensor with its first example once more, if all agree on how many there are."""
+    sizes = {t.shape[0] for t in leaves(inputs) if t.dim() > 1}
+    if len(sizes) != 1:
+        return None
+    (size,) = sizes
+
+    def grow(tensor: Tensor) -> Tensor:
+        fits = tensor.dim() > 1 or (tensor.dim() == 1 and tensor.shape[0] == size and size > 1)
+        return torch.cat([tensor, tensor[:1]]) if fits else tensor
+
+    return map_tensors(inputs, grow)
+
+
 def _precision(model: nn.Module, small: nn.Module) -> tuple[nn.Module, nn.Module, Callable[[Any], Any]]:
     """Both models in double precision where that is affordable, and the conversion of inputs."""
     if sum(p.numel() for p in model.parameters()) > _DOUBLE_LIMIT:
-        return model, small, lambda item: item
+        return model, copy.deepcopy(small), lambda item: item
 
     def widen(tensor: Tensor) -> Tensor:
         return tensor.double() if tensor.is_floating_point() else tensor
@@ -154,7 +197,7 @@ def _seeded(run: Callable[[], Any]) -> Any:
 
 def _compare(
     wide: nn.Module, narrow: nn.Module, groups: Groups, kept: Sequence[Sequence[int]], inputs: Any, run: int, name: str
-) -> _Check:
+) -> tuple[_Check, Any]:
     mode = groups.outlines[run].mode
     expected, low = _seeded(lambda: masked_output(wide, groups, kept, copy.deepcopy(inputs), run=run))
     try:
@@ -179,7 +222,7 @@ def _compare(
             error=difference,
             todo="an op rule is wrong: please report it with the model; freeze= keeps the group that breaks",
         )
-    return _Check(name, difference, tolerance)
+    return _Check(name, difference, tolerance), got
 
 
 def relative_error(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
@@ -203,33 +246,6 @@ def relative_error(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
             return float("inf")
         worst = max(worst, gap / scale if scale > 0 else float("inf"))
     return worst
-
-
-def _distance(wide: nn.Module, narrow: nn.Module, inputs: Any) -> float:
-    """How far the cut model's output is from the dense one's."""
-    dense = _seeded(lambda: plain_output(wide, copy.deepcopy(inputs), "eval"))
-    cut_output = _seeded(lambda: plain_output(narrow, copy.deepcopy(inputs), "eval"))
-    return relative_error(leaves(dense), leaves(cut_output))
-
-
-def _another_batch(model: nn.Module, inputs: Any) -> Any | None:
-    """The inputs with one more example, if the model accepts that: a baked batch size does not show on the recorded one."""
-    tensors = leaves(inputs)
-    sizes = {t.shape[0] for t in tensors if t.dim() > 1}
-    if len(sizes) != 1:
-        return None
-    (size,) = sizes
-
-    def grow(tensor: Tensor) -> Tensor:
-        fits = tensor.dim() > 1 or (tensor.dim() == 1 and tensor.shape[0] == size and size > 1)
-        return torch.cat([tensor, tensor[:1]]) if fits else tensor
-
-    larger = map_tensors(inputs, grow)
-    try:
-        _seeded(lambda: plain_output(model, copy.deepcopy(larger), "eval"))
-    except Exception:  # the dense model itself has a fixed batch size: nothing to compare
-        return None
-    return larger
 
 
 class _Norms:

@@ -1,7 +1,7 @@
 """Lengths as linear functions of kept counts, and what integers of the forward must become.
 
 Every statement "this integer equals that length" is linear in the kept counts once lengths are known: it determines
-an attribute of a module (a `Setting`), ties counts (an `Equation`), or cannot be met, which freezes the groups concerned.
+an attribute of a module (a `Setting`), ties counts (an `Equation`), or cannot be met, which freezes the groups.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def number(value: int | Fraction) -> Linear:
 
 
 def add(a: Linear, b: Linear, sign: int = 1) -> Linear:
-    """a + sign * b."""
+    """A + sign * b."""
     terms = dict(a.terms)
     for g, c in b.terms:
         terms[g] = terms.get(g, Fraction(0)) + sign * c
@@ -42,7 +42,7 @@ def add(a: Linear, b: Linear, sign: int = 1) -> Linear:
 
 
 def scale(a: Linear, factor: Fraction) -> Linear:
-    """factor * a."""
+    """Factor * a."""
     return Linear(a.constant * factor, tuple((g, c * factor) for g, c in a.terms if factor))
 
 
@@ -59,7 +59,7 @@ def to_extent(a: Linear) -> Extent:
 
 
 def to_equation(a: Linear, reason: str, source: str) -> Equation:
-    """a = 0."""
+    """A = 0."""
     e = to_extent(a)
     shrink = math.gcd(e.fixed, *(m for _, m in e.terms)) or 1
     return Equation(
@@ -120,7 +120,7 @@ def solve(
     Args:
         attributes: dense values.  length_of: the length of an axis of a recorded value.  full: dense counts [G].
     """
-    pending = [s for s in dict.fromkeys(statements)]
+    pending = list(dict.fromkeys(statements))
     known: dict[Attribute, Linear] = {}
     equations: list[Equation] = []
     stuck: list[tuple[int, str, str]] = []
@@ -241,7 +241,7 @@ def _evaluate(
 
 
 def _ratio(a: Linear, b: Linear) -> Fraction | None:
-    """c with a = c * b, if there is one."""
+    """C with a = c * b, if there is one."""
     if len(a.terms) != len(b.terms) or not b.terms:
         return None
     c = a.terms[0][1] / b.terms[0][1]

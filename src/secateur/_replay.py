@@ -1,4 +1,4 @@
-"""Run a model's own forward under observation: every operation passes through a watcher, every integer knows its origin.
+"""Run a model's own forward under observation: operations pass through a watcher, integers know their origin.
 
 `trace` records with it; the masked oracle below computes with it what a cut model must compute; neither ever replays
 recorded sizes, so any batch size that the model accepts will do. All of it happens on throw-away copies.
@@ -31,9 +31,12 @@ T = TypeVar("T")
 
 # torch functions that are recorded as one operation; everything else is seen as the ATen operations it consists of
 WHOLE = frozenset(
-    "linear matmul __matmul__ __rmatmul__ einsum bilinear scaled_dot_product_attention lstm gru rnn_tanh rnn_relu".split()
+    "linear matmul __matmul__ __rmatmul__ einsum bilinear scaled_dot_product_attention "
+    "lstm gru rnn_tanh rnn_relu".split()
 )
-_DROPOUT = frozenset("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout".split())
+_DROPOUT = frozenset(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout".split()
+)
 _NOT_SIZES = frozenset(
     "padding kernel_size stride dilation output_padding padding_idx ceil_mode scale_factor num_layers".split()
 )
@@ -227,7 +230,7 @@ class _Operations(TorchDispatchMode):
     """Sees ATen operations."""
 
     def __init__(self, watcher: Watcher) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.watcher, self.silent = watcher, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -392,9 +395,8 @@ class Plain:
 
     def operation(self, op: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run it, with the dropout inside attention and recurrent layers switched off."""
-        out = function(*quiet(op, args), **kwargs) if "dropout_p" not in kwargs else function(
-            *args, **{**kwargs, "dropout_p": 0.0}
-        )
+        args, kwargs = quiet(op, args, kwargs)
+        out = function(*args, **kwargs)
         for tensor in leaves(out):
             if tensor.is_floating_point() and tensor.dtype != torch.float64:
                 self.low_precision = True
@@ -404,14 +406,17 @@ class Plain:
         """Nothing to note."""
 
 
-def quiet(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments of a whole operation without dropout."""
-    if op == "scaled_dot_product_attention" and len(args) > 4:
-        return (*args[:4], 0.0, *args[5:])
+def quiet(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a whole operation as in evaluation: without dropout."""
+    if op == "scaled_dot_product_attention":
+        if len(args) > 4:
+            return (*args[:4], 0.0, *args[5:]), kwargs
+        return args, {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
     if op in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        # (..., dropout, training, bidirectional[, batch_first])
         position = 6 if isinstance(args[3], tuple | list) else 5
-        return (*args[:position], 0.0, *args[position + 1 :])
-    return args
+        return (*args[:position], 0.0, False, *args[position + 2 :]), kwargs
+    return args, kwargs
 
 
 class Masked(Plain):
@@ -553,6 +558,7 @@ def masked_output(
 
     Args:
         run: which recording (`Groups.outlines`) to follow.  watcher: wraps the oracle, to look over its shoulder.
+
     Returns:
         The output, and whether anything was computed below double precision.
     """
@@ -570,10 +576,9 @@ def masked_output(
 
 
 def plain_output(model: nn.Module, inputs: Any, mode: str, watcher: Watcher | None = None) -> Any:
-    """What a copy of the model computes, without dropout."""
-    double = copy.deepcopy(model)
-    set_mode(double, mode)
-    return run_watched(double, inputs, watcher or Plain())
+    """What the model computes without dropout, in evaluation or training mode. Its mode is left so: pass a copy."""
+    set_mode(model, mode)
+    return run_watched(model, inputs, watcher or Plain())
 
 
 def check_runs(model: nn.Module, inputs: Any) -> None:

@@ -61,6 +61,7 @@ def receipt_for(model: nn.Module, groups: Groups, kept: Sequence[Sequence[int]])
 
     Args:
         kept: [G]: the kept units of each group.
+
     Raises:
         ReceiptMismatch: the groups were made for another model.
         InputError: a unit that does not exist, or a group without a kept unit.
@@ -130,7 +131,9 @@ def _check_equations(groups: Groups, counts: Sequence[int]) -> None:
     for eq in groups.equations:
         total = eq.constant + sum(c * counts[g] for g, c in eq.terms)
         if (total % eq.modulus) if eq.modulus else total:
-            names = ", ".join(f"{groups.groups[g].name}: {counts[g]} of {groups.groups[g].n_units}" for g, _ in eq.terms)
+            names = ", ".join(
+                f"{groups.groups[g].name}: {counts[g]} of {groups.groups[g].n_units}" for g, _ in eq.terms
+            )
             raise CutError(
                 f"the kept counts violate a count equation ({eq.reason})",
                 where=eq.source,
@@ -182,9 +185,9 @@ def apply(model: nn.Module, receipt: Receipt) -> nn.Module:
     slots = [(m, leaf) for m in modules.values() for leaf in (*m._parameters, *m._buffers)]
     for module, leaf in slots:
         table = module._parameters if leaf in module._parameters else module._buffers
-        tensor = table[leaf]  # type: ignore[assignment]
+        tensor = table[leaf]
         if tensor is not None and id(tensor) in replaced:
-            table[leaf] = replaced[id(tensor)]  # type: ignore[assignment]
+            table[leaf] = replaced[id(tensor)]
     for change in receipt.changes:
         write_attribute(small, change.attribute, change.new)
     for module in modules.values():

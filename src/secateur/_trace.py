@@ -47,8 +47,10 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
         model: any model that runs; it is only read. A compiled or data-parallel wrapper is looked through.
         example_inputs: what the model takes: a tensor, a tuple of arguments, a mapping of keyword arguments,
             or a list of several of those. Small ones will do: batch 1 or 2, the smallest legal size.
+
     Returns:
         The graph: symbolic, without weights or activations.
+
     Raises:
         TraceError: the model cannot be run on the example inputs.
         UnsupportedModel: a quantised, scripted or lazily built model.
@@ -65,7 +67,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 try:
-                    run, names, found = _record(model, inputs, mode, example)  # type: ignore[arg-type]
+                    run, names, found = _record(model, inputs, mode, example)
                 except Exception as error:
                     if mode == "eval":
                         raise TraceError(
@@ -141,7 +143,10 @@ def check_supported(model: nn.Module) -> None:
         kind = type(module)
         if "quantized" in kind.__module__ or kind.__module__.startswith(("torchao", "bitsandbytes")):
             raise UnsupportedModel(
-                "quantised modules cannot be cut", where=path, got=kind.__name__, todo="prune first, quantise afterwards"
+                "quantised modules cannot be cut",
+                where=path,
+                got=kind.__name__,
+                todo="prune first, quantise afterwards",
             )
     for name, _, tensor in tensors(model):
         if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
@@ -245,13 +250,11 @@ class _Recorder(Plain):
         """The shape, each length knowing its tensor and axis."""
         plain_sizes = Plain.sizes(self, tensor)
         value = self.reference(tensor).value
-        return torch.Size(
-            TracedInt.make(n, Size(value, axis), self.session) for axis, n in enumerate(plain_sizes)
-        )
+        return torch.Size(TracedInt.make(n, Size(value, axis), self.session) for axis, n in enumerate(plain_sizes))
 
     def operation(self, op: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation and write it down."""
-        args = quiet(op, args)
+        args, kwargs = quiet(op, args, kwargs)
         seen_args, seen_kwargs = self._written(args), {k: self._written(v) for k, v in kwargs.items()}
         writes = _written_tensors(function, args, kwargs)
         before = [self.reference(t).value for t in writes]

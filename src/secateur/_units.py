@@ -26,7 +26,7 @@ def extent_value(extent: Extent, counts: Sequence[int]) -> int:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Run the model on one item of example inputs: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
+    """Run the model on one item of example inputs: a tensor, a tuple of arguments, or a mapping of keywords."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, tuple):
@@ -43,7 +43,7 @@ def _select(group: Group, tensors: Mapping[str, Tensor], roles: Collection[str] 
 
 
 def _pairs(members: Sequence[Member], shape: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(unit, flat element) of every element that belongs to a unit; an element that two axes claim for one unit counts once."""
+    """(unit, flat element) of every element of a unit; an element that two axes claim for one unit counts once."""
     flat = torch.arange(shape.numel(), device=device).view(shape)
     units, elements = [], []
     for member in members:
@@ -60,14 +60,13 @@ def _pairs(members: Sequence[Member], shape: torch.Size, device: torch.device) -
     return unit, element
 
 
-def unit_sums(
-    groups: Groups, tensors: Mapping[str, Tensor], roles: Collection[str] | None = None
-) -> list[Tensor]:
+def unit_sums(groups: Groups, tensors: Mapping[str, Tensor], roles: Collection[str] | None = None) -> list[Tensor]:
     """Sum of the elements of each unit, per group.
 
     Args:
         tensors: canonical parameter name -> tensor of the parameter's shape (for example w * g).
         roles: only members with one of these roles; None = all.
+
     Returns:
         [G] tensors [U]; an element on which two axes of one unit meet is counted once.
     """
@@ -96,9 +95,7 @@ def _axis_sum(tensor: Tensor, member: Member, n_units: int) -> Tensor:
     return torch.zeros(n_units, dtype=tensor.dtype, device=tensor.device).index_add(0, owner[inside], line[inside])
 
 
-def matrix(
-    groups: Groups, g: int, tensors: Mapping[str, Tensor], roles: Collection[str] | None = None
-) -> Tensor:
+def matrix(groups: Groups, g: int, tensors: Mapping[str, Tensor], roles: Collection[str] | None = None) -> Tensor:
     """All elements of each unit of group g as rows.
 
     Returns:

@@ -171,9 +171,7 @@ class CutMismatch(CutError):
         error: the relative error seen.
     """
 
-    def __init__(
-        self, what: str, *, node: str | None = None, error: float | None = None, **details: object
-    ) -> None:
+    def __init__(self, what: str, *, node: str | None = None, error: float | None = None, **details: object) -> None:
         self.node, self.error = node, error
         super().__init__(what, **details)  # type: ignore[arg-type]
 

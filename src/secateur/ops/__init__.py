@@ -8,6 +8,8 @@ operators (`add` serves `aten.add.Tensor` and `aten.add_.Tensor`), names of torc
 Your own op: `sc.couple(graph, rules=sc.ops.RULES | {"mylib::my_op": my_rule})`.
 """
 
+from collections.abc import Mapping
+
 from secateur.ops import (
     contraction,
     convolution,
@@ -29,7 +31,7 @@ from secateur.ops._rule import Rule as Rule
 from secateur.ops.modules import SWAPS as SWAPS
 from secateur.schema.table import table
 
-RULES = table(
+RULES: Mapping[str, Rule] = table(
     *contraction.RULES,
     *convolution.RULES,
     *factories.RULES,

@@ -307,7 +307,7 @@ class Kernel:
                 self.facts.writings.append(slot)
 
     def matmul(self, a: Label, b: Label) -> Label:
-        """a @ b with all the broadcasting of torch.matmul."""
+        """A @ b with all the broadcasting of torch.matmul."""
         vector_a, vector_b = a.rank == 1, b.rank == 1
         if vector_a:
             a = self.unsqueeze(a, 0)
@@ -374,9 +374,7 @@ class Kernel:
 
     def permute(self, label: Label, order: Sequence[int]) -> Label:
         """Reorder the axes."""
-        return Label(
-            tuple(label.shape[d] for d in order), tuple(s.permute(*order) for s in label.slots), label.names
-        )
+        return Label(tuple(label.shape[d] for d in order), tuple(s.permute(*order) for s in label.slots), label.names)
 
     def transpose(self, label: Label) -> Label:
         """Swap the last two axes."""

@@ -110,7 +110,7 @@ def prepare(module: nn.Module) -> None:
     """Give the module the scale that its dense head size had; a second swap leaves it as it is."""
     assert isinstance(module, nn.MultiheadAttention)
     if "softmax_scale" not in vars(module):
-        module.softmax_scale = module.head_dim**-0.5  # type: ignore[assignment]
+        module.softmax_scale = module.head_dim**-0.5
 
 
 def has_fast_path(module: nn.Module) -> bool:

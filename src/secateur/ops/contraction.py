@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.ops._kernel import Kernel, Label
-from secateur.ops._rule import Operation
+from secateur.ops._rule import Operation, Rule
 
 
 def linear(k: Kernel, op: Operation) -> Label:
@@ -81,10 +81,8 @@ def _align(k: Kernel, x: Label, word: str, order: Sequence[str]) -> Label:
 
 
 def _keep_axes(k: Kernel, out: Label, order: Sequence[str], dropped: Sequence[int]) -> Label:
-    shape, source = [], iter(out.shape)
-    for d in range(len(order)):
-        shape.append(1 if d in dropped else next(source))
-    return k.reshape_ones(out, shape)
+    source = iter(out.shape)
+    return k.reshape_ones(out, [1 if d in dropped else next(source) for d in range(len(order))])
 
 
 def bilinear(k: Kernel, op: Operation) -> Label:
@@ -129,7 +127,7 @@ def _repeat_heads(k: Kernel, x: Label, times: int) -> Label:
     return k.label(shape, slots)
 
 
-RULES = (
+RULES: tuple[tuple[str, Rule], ...] = (
     ("linear", linear),
     ("matmul", matmul),
     ("__matmul__", matmul),

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from secateur.ops._kernel import Kernel, Label, compress, support
-from secateur.ops._rule import Operation
+from secateur.ops._rule import Operation, Rule
 
 _SPATIAL = "a convolution slides along this axis"
 
@@ -61,9 +63,7 @@ def _grouped(k: Kernel, x: Label, w: Label, groups: int, transposed: bool, multi
     same_index = inside > groups
     inner = Label(inner.shape, tuple(_orient(k, s, same_index, 3) for s in inner.slots))
     rows = Label(rows.shape, tuple(_orient(k, s, same_index, 3 if transposed else 2) for s in rows.slots))
-    weight = Label(
-        (1, groups, outside, inside), (*rows.slots, *columns.slots), w.names
-    )
+    weight = Label((1, groups, outside, inside), (*rows.slots, *columns.slots), w.names)
     if any(support(s) & support(t) for s in rows.slots for t in columns.slots):
         weight = k.label(weight.shape, weight.slots)
     product = k.contract(inner, weight, [3], multiplier=multiplier)
@@ -83,7 +83,7 @@ def _axis(k: Kernel, w: Label, axis: int) -> Label:
     return Label(shape, slots, w.names)
 
 
-def _orient(k: Kernel, slot, same_index: bool, axis: int):  # type: ignore[no-untyped-def]
+def _orient(k: Kernel, slot: Tensor, same_index: bool, axis: int) -> Tensor:
     """Resolve a grid over (group, index in the group): the same index in every group, or whole groups."""
     over = support(slot) & {1, 2, 3}
     if over == {1, axis}:
@@ -91,4 +91,4 @@ def _orient(k: Kernel, slot, same_index: bool, axis: int):  # type: ignore[no-un
     return slot
 
 
-RULES = (("convolution", convolution), ("_convolution", convolution))
+RULES: tuple[tuple[str, Rule], ...] = (("convolution", convolution), ("_convolution", convolution))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.ops._kernel import Kernel, Label
-from secateur.ops._rule import Operation, bare
+from secateur.ops._rule import Operation, Rule, bare
 
 
 def fill(k: Kernel, op: Operation) -> Label:
@@ -30,12 +30,14 @@ def triangle(k: Kernel, op: Operation) -> Label:
     return k.only(op.args[0], [-2, -1], "a triangle of it is taken")
 
 
-FILL = "zeros ones full empty new_zeros new_ones new_full new_empty empty_permuted empty_strided new_empty_strided".split()
+FILL = (
+    "zeros ones full empty new_zeros new_ones new_full new_empty empty_permuted empty_strided new_empty_strided".split()
+)
 FIXED = (
     "arange linspace logspace eye tril_indices triu_indices rand randn randint randperm one_hot scalar_tensor "
     "bucketize searchsorted bincount nonzero unique_consecutive _unique2 multinomial histc hann_window"
 ).split()
-RULES = (
+RULES: tuple[tuple[str, Rule], ...] = (
     *((name, fill) for name in FILL),
     *((name, fixed) for name in FIXED),
     ("tril", triangle),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from secateur.ops._kernel import Kernel, Label, compress, support
-from secateur.ops._rule import Operation, bare
+from secateur.ops._rule import Operation, Rule, bare
 
 _BY_DATA = "it is indexed by data"
 
@@ -41,7 +41,7 @@ def index(k: Kernel, op: Operation) -> Sequence[Label | None]:
         k.freeze_label(left, _BY_DATA)
         return [bare(s) for s in op.shapes]
     where = [None if i is None else torch.zeros(i.shape, dtype=torch.long) for i in indices]
-    if [n for n in torch.ones(1).expand(x.shape)[_at(where)].shape] != list(op.shape):
+    if tuple(torch.ones(1).expand(x.shape)[_at(where)].shape) != op.shape:
         k.freeze_label(left, "it is selected by a mask")
         return [bare(s) for s in op.shapes]
     return k.move(left, lambda slot: slot[_at(where)])
@@ -137,7 +137,7 @@ def index_put(k: Kernel, op: Operation) -> Label:
 
 
 def slice_scatter(k: Kernel, op: Operation) -> Label:
-    """x with `source` in the place of x[start:end:step] along `dim`: atoms of both, each at its place."""
+    """X with `source` in the place of x[start:end:step] along `dim`: atoms of both, each at its place."""
     x, source = op.args[:2]
     axis = op.arg(2, "dim", 0) % x.rank
     span = slice(op.arg(3, "start"), op.arg(4, "end"), op.arg(5, "step", 1))
@@ -158,13 +158,13 @@ def slice_scatter(k: Kernel, op: Operation) -> Label:
 
 
 def select_scatter(k: Kernel, op: Operation) -> Label:
-    """x with `source` in the place of x.select(dim, i)."""
+    """X with `source` in the place of x.select(dim, i)."""
     x, source = op.args[:2]
     axis = op.args[2] % x.rank
     return written(k, x, k.unsqueeze(source, axis), [axis])
 
 
-RULES = (
+RULES: tuple[tuple[str, Rule], ...] = (
     ("embedding", embedding),
     ("_embedding_bag", embedding_bag),
     ("_embedding_bag_forward_only", embedding_bag),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.ops._kernel import INT, Kernel, Label, compress, support
-from secateur.ops._rule import Operation
+from secateur.ops._rule import Operation, Rule
 
 
 def cat(k: Kernel, op: Operation) -> Label:
@@ -30,17 +30,16 @@ def _join(k: Kernel, parts: Sequence[Label], axis: int, shape: Sequence[int]) ->
     mixed = [
         Label(
             p.shape,
-            tuple(k.collapse(s, [axis]) if axis in support(s) and (support(s) - {axis}) & lines else s for s in p.slots),
+            tuple(
+                k.collapse(s, [axis]) if axis in support(s) and (support(s) - {axis}) & lines else s for s in p.slots
+            ),
         )
         for p in parts
     ]
     hidden = [1 if d == axis else n for d, n in enumerate(shape)]
     across = k.pointwise(
         hidden,
-        [
-            Label(tuple(1 if d == axis else n for d, n in enumerate(p.shape)), _without(p, axis))
-            for p in mixed
-        ]
+        [Label(tuple(1 if d == axis else n for d, n in enumerate(p.shape)), _without(p, axis)) for p in mixed]
         if lines
         else [],
     )
@@ -90,7 +89,7 @@ def _padded(k: Kernel, slot: Tensor, d: int, low: int, high: int, shape: Sequenc
     return torch.cat([fresh.narrow(d, 0, low), slot, fresh.narrow(d, n - high, high)], d)
 
 
-RULES = (
+RULES: tuple[tuple[str, Rule], ...] = (
     ("cat", cat),
     ("concat", cat),
     ("concatenate", cat),

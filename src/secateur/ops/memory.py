@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.ops._kernel import Kernel, Label, compress, numel, support
-from secateur.ops._rule import Operation
+from secateur.ops._rule import Operation, Rule
 
 # above this many elements the label arrays would take too much memory: what is written in place is then frozen
 _LARGEST = 1 << 24
@@ -86,4 +86,4 @@ def _varying(arrival: Tensor, written: Tensor) -> frozenset[int]:
     return frozenset(found)
 
 
-RULES = (("alias_write", alias_write),)
+RULES: tuple[tuple[str, Rule], ...] = (("alias_write", alias_write),)

@@ -166,7 +166,7 @@ def read_attribute(model: nn.Module, attribute: Attribute) -> int:
 
 
 def write_attribute(model: nn.Module, attribute: Attribute, new: int) -> None:
-    """Set an integer attribute of `model`, in place; functions held by a module are replaced by a copy, never changed."""
+    """Set an integer attribute of `model`, in place; a function that a module holds is replaced by a copy."""
     owner, name = _owner(model, attribute)
     if isinstance(owner, types.FunctionType):
         module = model.get_submodule(attribute.module)
@@ -182,7 +182,7 @@ def write_attribute(model: nn.Module, attribute: Attribute, new: int) -> None:
 
 
 def _owner(model: nn.Module, attribute: Attribute) -> tuple[object, str]:
-    """The object that holds the integer: the module, an object it holds (`config.heads`), or a function (`f.<closure>.n`)."""
+    """What holds the integer: the module, an object of it (`config.heads`), or a function of it (`f.<closure>.n`)."""
     owner: object = model.get_submodule(attribute.module)
     *path, name = attribute.name.split(".")
     for part in path:
@@ -210,9 +210,7 @@ def rebind(function: types.FunctionType, values: dict[str, int]) -> types.Functi
         types.CellType(values[name]) if name in values else cell
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     )
-    made = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
-    )
+    made = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
     made.__kwdefaults__ = function.__kwdefaults__
     made.__dict__.update(function.__dict__)
     return made

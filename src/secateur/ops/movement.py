@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.ops._kernel import Kernel, Label
-from secateur.ops._rule import Operation, bare
+from secateur.ops._rule import Operation, Rule, bare
 
 
 def move(k: Kernel, op: Operation) -> Sequence[Label | None]:
@@ -62,7 +62,7 @@ def as_strided(k: Kernel, op: Operation) -> Label:
 
 
 def roll(k: Kernel, op: Operation) -> Sequence[Label | None]:
-    """roll moves entries only along its axes."""
+    """Roll moves entries only along its axes."""
     x: Label = op.args[0]
     axes = op.arg(2, "dims", ())
     moved = {d % x.rank for d in ([axes] if isinstance(axes, int) else axes)} or set(range(x.rank))
@@ -91,7 +91,7 @@ def unfold(k: Kernel, op: Operation) -> Sequence[Label | None]:
 
 
 def flip(k: Kernel, op: Operation) -> Sequence[Label | None]:
-    """flip reverses an axis; the cut axis is reversed in the same order."""
+    """Flip reverses an axis; the cut axis is reversed in the same order."""
     return move(k, op)
 
 
@@ -121,7 +121,7 @@ MOVE = (
 ).split()
 VIEW = "view _unsafe_view reshape _reshape_alias flatten unflatten view_as reshape_as".split()
 SPLIT = "split chunk unsafe_split unsafe_chunk split_with_sizes unsafe_split_with_sizes tensor_split".split()
-RULES = (
+RULES: tuple[tuple[str, Rule], ...] = (
     *((name, move) for name in MOVE),
     *((name, view) for name in VIEW),
     *((name, split) for name in SPLIT),

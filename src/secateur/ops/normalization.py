@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.ops._kernel import Kernel, Label, support
-from secateur.ops._rule import Operation, bare
+from secateur.ops._rule import Operation, Rule, bare
 
 
 def _rest(op: Operation) -> list[Label | None]:
@@ -13,7 +13,7 @@ def _rest(op: Operation) -> list[Label | None]:
 
 
 def batch_norm(k: Kernel, op: Operation) -> Sequence[Label | None]:
-    """native_batch_norm(x, weight, bias, mean, var, training, ...): one statistic per channel (axis 1), over the rest."""
+    """native_batch_norm(x, weight, bias, mean, var, training, ...): one statistic per channel, which is axis 1."""
     x = op.args[0]
     vectors = [a for a in op.args[1:5] if isinstance(a, Label)]
     out = k.along(x, vectors, min(1, x.rank - 1))
@@ -79,7 +79,7 @@ def softmax(k: Kernel, op: Operation) -> Label:
 
 
 def weight_norm(k: Kernel, op: Operation) -> Sequence[Label | None]:
-    """w = g v / |v| with the norm over all axes but `dim`."""
+    """W = g v / |v| with the norm over all axes but `dim`."""
     v, g = op.args[:2]
     axis = op.arg(2, "dim", 0) % v.rank
     norm = k.reduce(v, [d for d in range(v.rank) if d != axis], keepdim=True, sums=True)
@@ -87,7 +87,7 @@ def weight_norm(k: Kernel, op: Operation) -> Sequence[Label | None]:
     return [k.pointwise(v.shape, [v, scale]), *_rest(op)]
 
 
-RULES = (
+RULES: tuple[tuple[str, Rule], ...] = (
     ("native_batch_norm", batch_norm),
     ("_native_batch_norm_legit", batch_norm),
     ("_native_batch_norm_legit_no_training", batch_norm),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.ops._kernel import Kernel, Label
-from secateur.ops._rule import Operation
+from secateur.ops._rule import Operation, Rule
 
 
 def pointwise(k: Kernel, op: Operation) -> Label:
@@ -52,12 +52,14 @@ NAMES = (
     "special_i0 special_entr acos asin atan acosh asinh atanh lgamma digamma"
 ).split()
 SAME = "native_dropout dropout bernoulli feature_dropout alpha_dropout".split()
-LIKE = "zeros_like ones_like full_like empty_like rand_like randn_like randint_like zero fill normal uniform exponential".split()
+LIKE = (
+    "zeros_like ones_like full_like empty_like rand_like randn_like randint_like zero fill normal uniform exponential"
+).split()
 CLONE = (
     "clone contiguous detach alias _to_copy to lift_fresh lift_fresh_copy lift positive resolve_conj resolve_neg "
     "type_as _conj conj requires_grad_"
 ).split()
-RULES = (
+RULES: tuple[tuple[str, Rule], ...] = (
     *((name, pointwise) for name in dict.fromkeys(NAMES)),
     *((name, same) for name in SAME),
     *((name, like) for name in LIKE),

@@ -39,7 +39,7 @@ THREE = (
     "avg_pool3d max_pool3d max_pool3d_with_indices adaptive_avg_pool3d _adaptive_avg_pool3d adaptive_max_pool3d "
     "reflection_pad3d replication_pad3d upsample_nearest3d _upsample_nearest_exact3d upsample_trilinear3d"
 ).split()
-RULES = (
+RULES: tuple[tuple[str, Rule], ...] = (
     *((name, over_space(1)) for name in ONE),
     *((name, over_space(2)) for name in TWO),
     *((name, over_space(3)) for name in THREE),

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from secateur.ops._kernel import Kernel, Label, support
-from secateur.ops._rule import Operation
+from secateur.ops._rule import Operation, Rule
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 def recurrent(k: Kernel, op: Operation) -> Sequence[Label | None]:
-    """(x, hx, weights, bias, layers, dropout, training, bidirectional, batch_first), or packed (data, sizes, hx, ...)."""
+    """Plain (x, hx, weights, bias, layers, dropout, training, bidirectional, ...) or packed (data, sizes, hx, ...)."""
     packed = isinstance(op.args[3], tuple | list)
     x: Label = op.args[0]
     states = op.args[2] if packed else op.args[1]
@@ -137,4 +137,4 @@ def _final_state(shape: tuple[int, ...], lines: Sequence[Tensor]) -> Label:
     return Label(shape, (grid.reshape(view),))
 
 
-RULES = tuple((name, recurrent) for name in _GATES)
+RULES: tuple[tuple[str, Rule], ...] = tuple((name, recurrent) for name in _GATES)

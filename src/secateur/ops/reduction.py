@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.ops._kernel import Kernel, Label
-from secateur.ops._rule import Operation, bare
+from secateur.ops._rule import Operation, Rule, bare
 
 
 def _axes(dim: object) -> list[int] | None:
@@ -24,12 +24,12 @@ def _reduce(k: Kernel, op: Operation, dim: object, *, sums: bool, reason: str) -
 
 
 def total(k: Kernel, op: Operation) -> Sequence[Label | None]:
-    """sum(x, dim)."""
+    """Sums over axes: sum(x, dim)."""
     return _reduce(k, op, op.arg(1, "dim"), sums=True, reason="sum")
 
 
 def norm(k: Kernel, op: Operation) -> Sequence[Label | None]:
-    """norm(x, p, dim), linalg_vector_norm(x, ord, dim)."""
+    """Norms over axes: norm(x, p, dim), linalg_vector_norm(x, ord, dim)."""
     return _reduce(k, op, op.arg(2, "dim"), sums=True, reason="norm")
 
 
@@ -98,7 +98,7 @@ def log_sum_exp(k: Kernel, op: Operation) -> Sequence[Label | None]:
     return _reduce(k, op, op.arg(1, "dim"), sums=False, reason="logsumexp over this axis")
 
 
-RULES = (
+RULES: tuple[tuple[str, Rule], ...] = (
     ("sum", total),
     ("nansum", total),
     ("linalg_vector_norm", norm),
