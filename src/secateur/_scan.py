@@ -93,7 +93,7 @@ def scan(
     order = _counts.removal_order(groups, scores)
     plan = targets(groups, removed)
     hashes = _evaluate.example_hashes(batches)
-    _check_data(batches, hashes)
+    check_data(batches, hashes)
     weights = _surgery.fingerprint_weights(model)
     base = _evaluate.evaluate(model, batches, task)
     if not 1 <= n_folds <= base.n:
@@ -254,7 +254,7 @@ def _points(groups: Groups, group: int, fraction: float, counts: Counts, sums: M
 # Checks and the store
 
 
-def _check_data(batches: Batches, hashes: Sequence[str]) -> None:
+def check_data(batches: Batches, hashes: Sequence[str]) -> None:
     if _evaluate.example_hashes(batches) != hashes:
         raise InputError(
             "the search data are not the same from one pass to the next",
