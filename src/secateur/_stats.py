@@ -39,6 +39,7 @@ Index conventions: n example, u unit, p element of a unit, c channel.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -631,7 +632,12 @@ _GROUPS_AT: Mapping[Any, int] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), 6),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), 6),
 }
-_NAMES: Mapping[Any, tuple[str, str]] = {torch.addmm: ("mat1", "mat2")}
+_RECURRENT: Mapping[Any, str] = {
+    torch.lstm: "lstm",
+    torch.gru: "gru",
+    torch.rnn_tanh: "tanh",
+    torch.rnn_relu: "relu",
+}
 
 
 class _Tap(torch.autograd.Function):
@@ -664,6 +670,7 @@ class _Taps(TorchFunctionMode):
         self.parameters = parameters
         self.bad: set[str] = set()
         self.calls: list[_Call] = []
+        self.counts: dict[str, int] = {}
         self.inputs: dict[str, Tensor] = {}
         self.sink: Callable[[_Call, Tensor, Tensor], None] | None = None
         device = next((p.device for p in parameters.values()), torch.device("cpu"))
@@ -675,26 +682,39 @@ class _Taps(TorchFunctionMode):
         if not touched:
             return func(*args, **kwargs)
         if func in _LINEAR:
-            tapped = self._tap(func, args, kwargs)
+            tapped = self._linear_inputs(func, args, kwargs)
             if tapped is not None:
                 return func(*tapped, **kwargs)
+        # Not for packed sequences (whose fourth argument is no flag), nor with dropout between layers.
+        if func in _RECURRENT and not kwargs and isinstance(args[3], bool) and not (args[5] and args[6]):
+            return _unrolled(_RECURRENT[func], self._linear, *args)
+        if func is F.multi_head_attention_forward:
+            return _opened(self._linear, args, kwargs)
         result = func(*args, **kwargs)
         if func is not F.embedding and any(isinstance(r, Tensor) and id(r) not in self.names for r in _flat(result)):
             # A view, a cast, a whole attention: where the weight goes from here is not seen.
             self.bad |= touched
         return result
 
-    def _tap(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _linear_inputs(self, func: Any, args: Any, kwargs: Any) -> Any:
         at, weight_at, axis, channel = _LINEAR[func]
         grouped = kwargs.get("groups", args[_GROUPS_AT[func]] if len(args) > _GROUPS_AT.get(func, 99) else 1)
         if len(args) <= max(at, weight_at) or id(args[weight_at]) not in self.names or grouped != 1:
             return None
-        x, name = args[at], self.names[id(args[weight_at])]
-        batched = x.ndim == args[weight_at].ndim if channel == 1 else x.ndim >= 1 and args[weight_at].ndim == 2
-        if self.axes[name] != axis or not batched or not x.is_floating_point():
+        x, weight = args[at], args[weight_at]
+        batched = x.ndim == weight.ndim if channel == 1 else x.ndim >= 1 and weight.ndim == 2
+        if self.axes[self.names[id(weight)]] != axis or not batched or not x.is_floating_point():
             return None
-        channel = channel % x.ndim
-        call = _Call((id(args[weight_at]), sum(c.param == name for c in self.calls)), name, channel, x.shape)
+        return (*args[:at], self._tapped(x, weight, channel % x.ndim), *args[at + 1 :])
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        watched = id(weight) in self.names and self.axes[self.names[id(weight)]] == 1
+        return F.linear(self._tapped(x, weight, x.ndim - 1) if watched else x, weight, bias)
+
+    def _tapped(self, x: Tensor, weight: Tensor, channel: int) -> Tensor:
+        name = self.names[id(weight)]
+        call = _Call((id(weight), self.counts.get(name, 0)), name, channel, x.shape)
+        self.counts[name] = call.key[1] + 1
         self.calls.append(call)
         if self.record:
             self._record(name, x.detach(), channel)
@@ -703,7 +723,7 @@ class _Taps(TorchFunctionMode):
             if self.sink is not None:
                 self.sink(call, x, grad)
 
-        return (*args[:at], _tap(x, self.root, sink), *args[at + 1 :])
+        return _tap(x, self.root, sink)
 
     def _record(self, name: str, x: Tensor, channel: int) -> None:
         rest = [a for a in range(x.ndim) if a != channel]
@@ -746,6 +766,93 @@ class _Taps(TorchFunctionMode):
             )
         pairs = zip(names, grads[1:], strict=True)
         return {k: torch.zeros_like(self.parameters[k]) if g is None else g for k, g in pairs}
+
+
+_Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _unrolled(
+    kind: str,
+    linear: _Linear,
+    x: Tensor,
+    state: Any,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """A recurrent network step by step, every product through `linear`: the fused call hides what reads a unit.
+
+    The arguments are those of `torch.lstm` and its siblings; so are the results, (output, h_n) or (output, h_n, c_n).
+    """
+    h0, c0 = state if kind == "lstm" else (state, None)
+    directions = 2 if bidirectional else 1
+    each = len(params) // (num_layers * directions)
+    x = x.transpose(0, 1) if batch_first else x  # [T, N, I]
+    last_h, last_c = [], []
+    for layer in range(num_layers):
+        outputs = []
+        for direction in range(directions):
+            k = layer * directions + direction
+            weights = params[k * each : (k + 1) * each]
+            w_ih, w_hh = weights[0], weights[1]
+            b_ih, b_hh = (weights[2], weights[3]) if has_biases else (None, None)
+            w_hr = weights[-1] if each % 2 else None  # a projection is the odd one
+            h, c = h0[k], None if c0 is None else c0[k]
+            ahead = linear(x, w_ih, b_ih)
+            steps = range(len(x) - 1, -1, -1) if direction else range(len(x))
+            seen: dict[int, Tensor] = {}
+            for t in steps:
+                h, c = _cell(kind, ahead[t], linear(h, w_hh, b_hh), h, c)
+                h = h if w_hr is None else linear(h, w_hr, None)
+                seen[t] = h
+            outputs.append(torch.stack([seen[t] for t in range(len(x))]))
+            last_h.append(h)
+            last_c.extend([] if c is None else [c])
+        x = torch.cat(outputs, dim=-1)
+    out = x.transpose(0, 1) if batch_first else x
+    return (out, torch.stack(last_h), torch.stack(last_c)) if last_c else (out, torch.stack(last_h))
+
+
+def _cell(kind: str, a: Tensor, b: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """One step of nn.LSTM, nn.GRU or nn.RNN from its two products a = W_ih x + b_ih and b = W_hh h + b_hh."""
+    if kind == "lstm":
+        assert c is not None
+        i, f, g, o = (a + b).chunk(4, dim=-1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+    if kind == "gru":
+        (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, dim=-1), b.chunk(3, dim=-1)
+        z = (a_z + b_z).sigmoid()
+        return (1 - z) * (a_n + (a_r + b_r).sigmoid() * b_n).tanh() + z * h, None
+    return ((a + b).tanh() if kind == "tanh" else (a + b).relu()), None
+
+
+def _opened(linear: _Linear, args: Any, kwargs: Any) -> Any:
+    """Multi-head attention with its projections done outside, through `linear`, and identities in their place."""
+    bound = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    a = bound.arguments
+    q, k, v = a["query"], a["key"], a["value"]
+    bias = a["in_proj_bias"]
+    if a["use_separate_proj_weight"]:
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        weights = (a["q_proj_weight"], a["k_proj_weight"], a["v_proj_weight"])
+        projected = [linear(x, w, b) for x, w, b in zip((q, k, v), weights, biases, strict=True)]
+    elif q is k and k is v:
+        projected = list(linear(q, a["in_proj_weight"], bias).chunk(3, dim=-1))
+    else:
+        projected = [linear(x, a["in_proj_weight"], bias).chunk(3, dim=-1)[i] for i, x in enumerate((q, k, v))]
+    eye = torch.eye(projected[0].shape[-1], dtype=projected[0].dtype, device=projected[0].device)
+    a.update(query=projected[0], key=projected[1], value=projected[2], in_proj_weight=None, in_proj_bias=None)
+    a.update(use_separate_proj_weight=True, q_proj_weight=eye, k_proj_weight=eye, v_proj_weight=eye)
+    out_weight, out_bias = a["out_proj_weight"], a["out_proj_bias"]
+    a.update(out_proj_weight=eye, out_proj_bias=None)
+    out, attention = F.multi_head_attention_forward(*bound.args, **bound.kwargs)
+    return linear(out, out_weight, out_bias), attention
 
 
 def _flat(value: Any) -> Iterator[Any]:
