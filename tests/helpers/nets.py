@@ -605,7 +605,7 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.a(x))
-        x = self.yes(x) if float(x.sum()) > -1.0 else self.no(x)
+        x = self.yes(x) if float(x.detach().sum()) > -1.0 else self.no(x)
         return self.head(torch.relu(self.free(torch.relu(x))))
 
 

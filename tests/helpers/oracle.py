@@ -1,8 +1,8 @@
 """A slow, independent answer to "what must a cut model compute?".
 
 Nothing of the library's own oracle is used: the dense model is copied, every weight that belongs to a removed unit is
-overwritten by plain indexing, and its own forward is run. That is right for groups that are exact; groups whose statistic
-runs over the cut axis have to be kept whole here (`exact_only`), their answers are worked out by hand in other tests.
+overwritten by plain indexing, and its own forward is run. That is right for groups that are exact. Groups whose
+statistic runs over the cut axis are kept whole here (`exact_only`); their answers are worked out by hand elsewhere.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def gap(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
 def assert_equal_to_silenced(
     model: nn.Module, small: nn.Module, groups: Groups, plan: Plan, inputs: Any, tolerance: float = 1e-9
 ) -> float:
-    """Raise unless the cut model computes what the silenced model computes; the distance to the dense model's output."""
+    """Raise unless the cut model computes what the silenced one does; returns the distance to the dense output."""
     removed = [g for g, kept in zip(groups.groups, plan.kept, strict=True) if len(kept) < g.n_units]
     assert all(g.exact for g in removed), "this oracle cannot judge an inexact group"
     got = run(small, inputs)

@@ -22,9 +22,7 @@ def random_plan(
     dice = random.Random(seed)
     wanted = [g.n_units * (1 - dice.uniform(low, high)) if may_go(g) else float(g.n_units) for g in groups.groups]
     counts: Sequence[int] = project(system_of(groups), [max(1.0, w) for w in wanted])
-    kept = tuple(
-        tuple(sorted(dice.sample(range(g.n_units), n))) for g, n in zip(groups.groups, counts, strict=True)
-    )
+    kept = tuple(tuple(sorted(dice.sample(range(g.n_units), n))) for g, n in zip(groups.groups, counts, strict=True))
     return plan_of(groups, kept)
 
 
