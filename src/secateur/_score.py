@@ -1,17 +1,23 @@
-"""The verb `score`: predicted loss increase of every unit, for one criterion or several, in one pass over the data."""
+"""The verb `score`: predicted loss increase of every unit, for one criterion or several, in one pass over the data.
+
+And `compare`: what the scores said beside what was measured when units were really taken away.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import overload
 
 import torch
 from torch import Tensor, nn
 
-from secateur._evaluate import Progress
+from secateur._evaluate import Progress, evaluate, fingerprint_data
 from secateur._stats import FREE, Statistics, check_weights, collect, of_group
-from secateur._surgery import fingerprint_structure
-from secateur.errors import InputError, MissingStatistic, NonFinite, StaleArtifact
+from secateur._surgery import apply, fingerprint_structure, receipt_for
+from secateur.errors import CutError, InputError, MissingStatistic, NonFinite, NothingToCut, StaleArtifact
+from secateur.schema.comparison import Agreement, Comparison
 from secateur.schema.groups import Group, Groups
 from secateur.schema.members import Criterion
 from secateur.schema.scores import Scores
@@ -119,6 +125,146 @@ def _scores_of(criterion: Criterion, stats: Statistics, model: nn.Module, groups
         structure=groups.structure,
         data=stats.data if used else "",
     )
+
+
+def compare(
+    model: nn.Module,
+    groups: Groups,
+    batches: Batches,
+    task: Task,
+    scores: Sequence[Scores],
+    *,
+    n_units: int = 64,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Leave-one-out on a sample of units, by real cuts, beside every criterion's prediction.
+
+    Args:
+        batches: to measure on; other examples than those the scores come from make the honest comparison.
+        scores: of the same groups.
+        n_units: how many units to take away, spread evenly over the groups; each costs one pass over the data.
+        seed: of the sample.
+
+    Raises:
+        InputError: no scores, two of one name, or scores of other groups.
+        NothingToCut: no single unit can be taken from any group.
+    """
+    _check_structure(model, groups)
+    names = [s.criterion for s in scores]
+    sizes = [g.n_units for g in groups.groups]
+    if not scores or len(set(names)) != len(names) or any([len(v) for v in s.values] != sizes for s in scores):
+        raise InputError("compare needs scores of these groups, each criterion once", got=names)
+    chosen, skipped = _sample(model, groups, n_units, seed)
+    dense = evaluate(model, batches, task)
+    weights = dense.weights / dense.weights.sum()
+    measured, errors, halves = [], [], []
+    for done, (g, u) in enumerate(chosen):
+        kept = [[v for v in range(n) if (index, v) != (g, u)] for index, n in enumerate(sizes)]
+        small = apply(model, receipt_for(model, groups, kept))
+        rise = evaluate(small, batches, task).losses - dense.losses
+        mean = (weights * rise).sum()
+        measured.append(float(mean))
+        errors.append(float((weights * (rise - mean)).square().sum().sqrt()))
+        halves.append([float((weights * rise)[k::2].sum() / weights[k::2].sum()) for k in (0, 1)])
+        if progress is not None:
+            progress("compare", done + 1, len(chosen))
+    predicted = {s.criterion: tuple(s.values[g][u] for g, u in chosen) for s in scores}
+    everything = range(len(chosen))
+    per_group = [
+        (group.name, [i for i, (h, _) in enumerate(chosen) if h == g]) for g, group in enumerate(groups.groups)
+    ]
+    parts: list[tuple[str, Sequence[int]]] = [("", everything), *((n, rows) for n, rows in per_group if rows)]
+    agreements = tuple(
+        _agreement(s, name, predicted[s.criterion], measured, rows) for name, rows in parts for s in scores
+    )
+    return Comparison(
+        names=tuple(g.name for g in groups.groups),
+        units=tuple(chosen),
+        measured=tuple(measured),
+        errors=tuple(errors),
+        predicted=predicted,
+        agreements=agreements,
+        ceiling=_ceiling(halves),
+        cheapest=_cost_of_lowest(measured, measured),
+        skipped=tuple(skipped),
+        n_examples=dense.n,
+        structure=groups.structure,
+        data=fingerprint_data(batches),
+    )
+
+
+def _sample(model: nn.Module, groups: Groups, n_units: int, seed: int) -> tuple[list[tuple[int, int]], list[str]]:
+    generator = torch.Generator().manual_seed(seed)
+    orders, skipped = [], []
+    for g, group in enumerate(groups.groups):
+        kept = [list(range(h.n_units - (index == g))) for index, h in enumerate(groups.groups)]
+        try:
+            receipt_for(model, groups, kept)
+        except (CutError, InputError):  # the count equations, or a group of one unit
+            skipped.append(group.name)
+            continue
+        orders.append([(g, int(u)) for u in torch.randperm(group.n_units, generator=generator)])
+    if not orders:
+        raise NothingToCut("no single unit can be taken away", where=", ".join(skipped))
+    # One of each group, then a second of each, ...: small groups run out first.
+    turns = [order[k] for k in range(max(map(len, orders))) for order in orders if k < len(order)]
+    return sorted(turns[:n_units]), skipped
+
+
+def _agreement(
+    scores: Scores, group: str, predicted: Sequence[float], measured: Sequence[float], rows: Sequence[int]
+) -> Agreement:
+    x, y = [predicted[i] for i in rows], [measured[i] for i in rows]
+    return Agreement(
+        criterion=scores.criterion,
+        unit=scores.unit,
+        group=group,
+        n=len(rows),
+        spearman=_correlation(_ranks(x), _ranks(y)),
+        slope=_slope(x, y) if scores.unit == "nats" else None,
+        cost=_cost_of_lowest(x, y),
+    )
+
+
+def _cost_of_lowest(order_by: Sequence[float], values: Sequence[float]) -> float:
+    """Mean of `values` over the quarter that is lowest in `order_by` (ties by index)."""
+    lowest = sorted(range(len(order_by)), key=lambda i: (order_by[i], i))[: max(1, len(order_by) // 4)]
+    return sum(values[i] for i in lowest) / len(lowest)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 0, ties share their mean rank."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    ranks = [0.0] * len(values)
+    for _, run in itertools.groupby(enumerate(order), key=lambda pair: values[pair[1]]):
+        tied = list(run)
+        for _, i in tied:
+            ranks[i] = sum(k for k, _ in tied) / len(tied)
+    return ranks
+
+
+def _correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Pearson's correlation; None where it is not defined."""
+    n = len(x)
+    mx, my = sum(x) / n, sum(y) / n
+    xx, yy = sum((a - mx) ** 2 for a in x), sum((b - my) ** 2 for b in y)
+    if n < 3 or xx <= 0 or yy <= 0:
+        return None
+    return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / math.sqrt(xx * yy)
+
+
+def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
+    n = len(x)
+    mx, my = sum(x) / n, sum(y) / n
+    xx = sum((a - mx) ** 2 for a in x)
+    return None if n < 3 or xx <= 0 else sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / xx
+
+
+def _ceiling(halves: Sequence[Sequence[float]]) -> float | None:
+    r = _correlation(_ranks([a for a, _ in halves]), _ranks([b for _, b in halves]))
+    # Spearman-Brown: the reliability of both halves together; its root bounds the correlation with the truth.
+    return None if r is None or r <= 0 else math.sqrt(2 * r / (1 + r))
 
 
 def _check_structure(model: nn.Module, groups: Groups) -> None:

@@ -1,0 +1,184 @@
+"""Every criterion in the table: its formula written out another way, its declarations, and its laws."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from secateur import _stats, criteria
+from secateur.criteria import CRITERIA
+from secateur.errors import InputError
+from secateur.schema.members import Criterion
+
+ALL: dict[str, Criterion] = {
+    **{name: make() for name, make in CRITERIA.items()},
+    "magnitude_l1": criteria.magnitude(p=1),
+    "magnitude_all": criteria.magnitude(of="all"),
+    "obd_sampled": criteria.obd(curvature="sampled", draws=2),
+}
+
+
+def statistics(n_units: int = 6, seed: int = 0, examples: int = 40) -> tuple[dict[str, Tensor], Tensor]:
+    """Made-up statistics of one group that fit together, and the gate gradients they came from [N, U]."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    g = 0.3 * randn(examples, n_units) + 0.1 * randn(n_units)
+    s = (0.3 * randn(examples, n_units)).square()
+    x = randn(examples, n_units).relu()
+    stats = {
+        "units": torch.arange(3, 3 + n_units),
+        "n": torch.tensor(float(examples), dtype=torch.float64),
+        "gate_mean": g.mean(0),
+        "gate_moments": torch.stack([(g**k).mean(0) for k in (1, 2, 3, 4)], 1),
+        "gate_absolute": g.abs().mean(0),
+        "gate_sampled": torch.stack([s.mean(0), s.square().mean(0), (g * s).mean(0)], 1),
+        "gate_hessian": torch.stack([randn(n_units), randn(n_units).square()], 1),
+        "activation": torch.stack([x.mean(0), x.square().mean(0), x.abs().mean(0), (x == 0).double().mean(0)], 1),
+        "input_norm": randn(n_units, 4).abs(),
+    }
+    for role in _stats.ROLES:
+        stats[f"{role}_weights"] = randn(n_units, 4)
+        stats[f"{role}_gradients"] = randn(n_units, 4)
+    return stats, g
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_declarations_are_complete(name: str) -> None:
+    made = ALL[name]
+    assert re.search(r"\d{4}|baseline", made.source), "no year in the source"
+    assert made.unit in ("nats", "a.u.")
+    for need in made.needs:
+        assert need.partition("/")[0] in (*_stats.FREE, *_stats.PASS)
+    assert made.order == 0 or made.unit == "nats"
+    doc = inspect.getdoc(CRITERIA.get(name, lambda: None)) or ""
+    if name in CRITERIA:
+        assert "score[u]" in doc or "a[u]" in doc, "no formula in the docstring"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_criterion_uses_what_it_declares_and_nothing_else(name: str) -> None:
+    made = ALL[name]
+    stats, _ = statistics()
+    given_ = {k.partition("/")[0] for k in made.needs} | {"units", "n"}
+    found = made.compute({k: v for k, v in stats.items() if k in given_})
+    assert found["value"].shape == (6,)
+    assert found["value"].dtype == torch.float64
+    for values in found.values():
+        assert values.shape == (6,)
+        assert bool(torch.isfinite(values).all())
+    if made.order > 0:
+        torch.testing.assert_close(found["linear"] + found["quadratic"], found["value"])
+    if made.unit == "a.u.":
+        assert "error" not in found
+
+
+@settings(max_examples=25)
+@given(name=st.sampled_from(sorted(set(ALL) - {"random"})), n_units=st.integers(1, 12), seed=st.integers(0, 99))
+def test_permuting_units_permutes_scores(name: str, n_units: int, seed: int) -> None:
+    stats, _ = statistics(n_units, seed)
+    order = torch.randperm(n_units, generator=torch.Generator().manual_seed(seed))
+    moved = {k: v[order] if v.ndim else v for k, v in stats.items()}
+    for key, values in ALL[name].compute(stats).items():
+        torch.testing.assert_close(ALL[name].compute(moved)[key], values[order], msg=key)
+
+
+def test_standard_errors_are_those_of_the_mean_over_examples() -> None:
+    stats, g = statistics()
+
+    def error(each: Tensor) -> Tensor:
+        return each.std(0, correction=0) / math.sqrt(len(each))
+
+    expected = {
+        "taylor": error(-g),
+        "absolute_taylor": error(g),
+        "mean_absolute_taylor": error(g.abs()),
+        "fisher": error(g.square() / 2),
+        "obd": error(-g + g.square() / 2),
+    }
+    for name, values in expected.items():
+        torch.testing.assert_close(ALL[name].compute(stats)["error"], values)
+
+
+def w_of(stats: dict[str, Tensor]) -> list[list[float]]:
+    rows: list[list[float]] = stats["write_weights"].tolist()
+    return rows
+
+
+def lamp_by_hand(stats: dict[str, Tensor]) -> list[float]:
+    norms = [sum(v * v for v in row) for row in w_of(stats)]
+    return [a / sum(b for b in norms if b >= a) for a in norms]
+
+
+BY_HAND: dict[str, Callable[[dict[str, Tensor]], list[float]]] = {
+    "magnitude": lambda s: [math.sqrt(sum(v * v for v in row)) for row in w_of(s)],
+    "magnitude_l1": lambda s: [sum(abs(v) for v in row) for row in w_of(s)],
+    "geometric_median": lambda s: [sum(math.dist(a, b) for b in w_of(s)) for a in w_of(s)],
+    "lamp": lamp_by_hand,
+    "bn_scale": lambda s: [sum(abs(v) for v in row) / 4 for row in s["scale_weights"].tolist()],
+    "snip": lambda s: [
+        sum(abs(a * b) for a, b in zip(row, grad, strict=True))
+        for row, grad in zip(w_of(s), s["write_gradients"].tolist(), strict=True)
+    ],
+    "wanda": lambda s: [
+        sum(abs(a) * b for a, b in zip(row, norm, strict=True))
+        for row, norm in zip(s["read_weights"].tolist(), s["input_norm"].tolist(), strict=True)
+    ],
+    "mean_activation": lambda s: [row[2] for row in s["activation"].tolist()],
+    "apoz": lambda s: [1 - row[3] for row in s["activation"].tolist()],
+    "fluctuation": lambda s: [
+        (a[1] - a[0] ** 2) * sum(v * v for v in row)
+        for a, row in zip(s["activation"].tolist(), s["read_weights"].tolist(), strict=True)
+    ],
+    "hutchinson": lambda s: [
+        -a + h[0] / 2 for a, h in zip(s["gate_mean"].tolist(), s["gate_hessian"].tolist(), strict=True)
+    ],
+    "obd": lambda s: [-m[0] + m[1] / 2 for m in s["gate_moments"].tolist()],
+    "obd_sampled": lambda s: [
+        -m[0] + c[0] / 2 for m, c in zip(s["gate_moments"].tolist(), s["gate_sampled"].tolist(), strict=True)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_values_follow_the_formula(name: str) -> None:
+    stats, _ = statistics()
+    assert ALL[name].compute(stats)["value"].tolist() == pytest.approx(BY_HAND[name](stats))
+
+
+def test_lamp_gives_one_to_the_largest_and_orders_ties_by_index() -> None:
+    stats, _ = statistics(4)
+    stats["write_weights"] = torch.tensor([[1.0, 0], [0, 1.0], [2.0, 0], [0, 0]], dtype=torch.float64)
+    assert criteria.lamp().compute(stats)["value"].tolist() == pytest.approx([1 / 6, 1 / 5, 1.0, 0.0])
+
+
+def test_random_depends_on_the_seed_and_the_unit() -> None:
+    stats, _ = statistics()
+    a, b, c = (criteria.random(s).compute(stats)["value"] for s in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert len(set(a.tolist())) == 6
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: criteria.magnitude(p=0),
+        lambda: criteria.obd(curvature="other"),  # type: ignore[arg-type]
+        lambda: criteria.obd(curvature="sampled", draws=0),
+        lambda: criteria.hutchinson(probes=0),
+    ],
+)
+def test_options_without_meaning_are_refused(make: Callable[[], Criterion]) -> None:
+    with pytest.raises(InputError):
+        make()
