@@ -197,7 +197,7 @@ def test_all_lost_and_all_gained() -> None:
 
 
 def test_the_exact_test_equals_the_binomial_test_where_nothing_can_be_gained() -> None:
-    """With c = 0 always, P(certified) <= P(Bin(n, margin) <= k): the region may not be larger than that of the binomial."""
+    """With c = 0 always the losses are Bin(n, margin): the region may not be larger than the binomial one."""
     n, margin, level = 400, 0.03, 0.05
     most = int(_exact.region(n, margin, level).most[0])
     assert binom.cdf(most, n, margin) <= level
