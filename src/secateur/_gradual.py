@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from secateur import _cost, _store, _surgery
+from secateur import _cost, _store, _surgery, recoveries
 from secateur._couple import couple
 from secateur._cut import cut
 from secateur._evaluate import Evaluation, Progress, evaluate, fingerprint_data, length
@@ -43,6 +43,7 @@ from secateur.schema.receipt import Receipt
 from secateur.schema.scores import Scores
 from secateur.schema.state import Candidate, State
 from secateur.schema.task import Data, Task
+from secateur.schema.validation import Validation
 
 Scan = Literal["never", "once", "each"]
 Noun = TypeVar("Noun")
@@ -131,6 +132,18 @@ def begin(run: Run, groups: Groups, budget: Budget | None, settings: str) -> Sta
     return state
 
 
+def aim(run: Run, state: State, validation: Validation) -> State:
+    """The state with the budget that cross-validation chose; finished, if nothing may go."""
+    if state.step > 0 or state.finished:
+        return state
+    nothing = validation.kept >= 1.0
+    aimed = dataclasses.replace(
+        state, budget=validation.budget, finished=nothing, reason=validation.reason if nothing else ""
+    )
+    save_state(run, aimed)
+    return aimed
+
+
 def step(state: State, run: Run, *, scores: Scores | None = None, curves: Curves | None = None) -> State:
     """One step further: from the last good candidate to a smaller one, which is accepted or ends the run.
 
@@ -164,7 +177,10 @@ def step(state: State, run: Run, *, scores: Scores | None = None, curves: Curves
         )
         if run.scan == "each" and curves is None:
             store = run.folder and run.folder / f"scan-{number}.jsonl"
-            curves = scan(model, groups, scores, data.search, task, store=store, resume=True, progress=tell)
+            cheap = recoveries.recalibrate() if recoveries.has_running_statistics(model) else None
+            curves = scan(
+                model, groups, scores, data.search, task, store=store, resume=True, recovery=cheap, progress=tell
+            )
         budget = budget_of_step(state, run.schedule, number)
         receipt, small, costs = base.receipt, model, base.costs
         if budget is not None:
@@ -183,6 +199,8 @@ def step(state: State, run: Run, *, scores: Scores | None = None, curves: Curves
         )
         found = evaluate(small, data.search, task, progress=tell)
     candidate = _judge(state, number, small, receipt, costs, found)
+    if run.folder is not None and not (run.folder / STATE_FILE).exists():
+        save_state(run, state)  # whose run it is must be known before the first tensors lie there
     put(run, candidate.file, {n: t for n, c, t in _surgery.tensors(small) if n == c})
     reason = ""
     if not candidate.accepted:

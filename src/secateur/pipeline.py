@@ -7,7 +7,6 @@ then certify; report, save and export take the result.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -139,17 +138,20 @@ def prune(
     state = held or _gradual.begin(run, groups, budget, settings)
 
     # How much may go, where the user has not said so: measured curves, and the largest cut that all folds allow.
-    curves, validation = None, None
+    curves, validation, cheap = None, None, recoveries.recalibrate()
     if run.scan != "never":
         store = run.folder and run.folder / "scan.jsonl"
         curves = kept(run, "curves.json", Curves, lambda: scan_groups(
             model, groups, scores, data.search, task, store=store, resume=True, progress=tell,
+            recovery=cheap if recoveries.has_running_statistics(model) else None,
         ))  # fmt: skip
     if budget is None:
+        assert max_drop is not None
         validation = kept(run, "validation.json", Validation, lambda: cross_validate(
             model, groups, scores, curves, data.search, task, max_drop=max_drop, allocator=run.allocator,
+            recovery=cheap, recovery_data=data.train, progress=tell, **run.plan,
         ))  # fmt: skip
-        state = dataclasses.replace(state, budget=validation.budget)
+        state = _gradual.aim(run, state, validation)
 
     # Score, plan, cut, recover, evaluate; until the budget is met, or the allowed drop is exceeded.
     while not state.finished:

@@ -11,10 +11,22 @@ from secateur.recoveries.distill import distill as distill
 from secateur.recoveries.finetune import Finetune as Finetune
 from secateur.recoveries.finetune import finetune as finetune
 from secateur.recoveries.recalibrate import Recalibrate as Recalibrate
+from secateur.recoveries.recalibrate import has_running_statistics as has_running_statistics
 from secateur.recoveries.recalibrate import recalibrate as recalibrate
 from secateur.schema.table import table
 
-__all__ = ["RECOVERIES", "Chain", "Distill", "Finetune", "Recalibrate", "chain", "distill", "finetune", "recalibrate"]
+__all__ = [
+    "RECOVERIES",
+    "Chain",
+    "Distill",
+    "Finetune",
+    "Recalibrate",
+    "chain",
+    "distill",
+    "finetune",
+    "has_running_statistics",
+    "recalibrate",
+]
 
 RECOVERIES = table(
     ("recalibrate", recalibrate),

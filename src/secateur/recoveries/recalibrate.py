@@ -21,6 +21,15 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
+def _norms(model: nn.Module) -> list[_Norm]:
+    return [m for m in model.modules() if isinstance(m, _NORMS) and m.running_mean is not None]
+
+
+def has_running_statistics(model: nn.Module) -> bool:
+    """Whether there is anything to recalibrate: a batch norm that keeps statistics."""
+    return bool(_norms(model))
+
+
 class _Sums:
     """Sums of one batch norm over everything seen, in float64: they add, so batches may have any size."""
 
@@ -66,7 +75,7 @@ class Recalibrate:
     ) -> nn.Module:
         """Set the running statistics of `model` in place; a model without batch norm comes back as it is."""
         check_batches(batches)
-        norms = [m for m in model.modules() if isinstance(m, _NORMS) and m.running_mean is not None]
+        norms = _norms(model)
         if not norms:
             return model
         totals = [_Sums(norm) for norm in norms]
