@@ -106,15 +106,11 @@ def _label_all(graph: Graph, rules: Mapping[str, Rule]) -> tuple[Kernel, list[li
     environments = []
     for r, run in enumerate(graph.runs):
         env: list[Label | None] = [None] * len(run.values)
-        # an operation may hand back its own argument; that does not make it
-        made = {o for node in run.nodes for o in node.outputs if o is not None and o not in _refs(node.args)}
         for i, value in enumerate(run.values):
             if value.param is not None and value.dtype in _FLOATS:
                 env[i] = kernel.source(value.param, value.shape, name=value.name)
             elif i in run.inputs:
                 env[i] = Label(value.shape)
-            elif i not in made:
-                env[i] = Label(value.shape, (), frozenset())
         for n, node in enumerate(run.nodes):
             kernel.site = (r, n)
             _apply_rule(kernel, run, node, env, rules)
@@ -133,6 +129,8 @@ def _apply_rule(kernel: Kernel, run: Run, node: Node, env: list[Label | None], r
 
     def label_of(item: Any) -> Any:
         if isinstance(item, Ref):
+            if env[item.value] is None:  # read before any operation made it: a constant of the model
+                env[item.value] = Label(run.values[item.value].shape, (), frozenset())
             return env[item.value]
         if isinstance(item, tuple):
             return tuple(label_of(i) for i in item)
@@ -661,6 +659,7 @@ def _groups(graph: Graph, kernel: Kernel, solved: _Solved, escapes: Sequence[Esc
     members: list[list[Member]] = [[] for _ in range(n_groups)]
     reads, readers = _marked(kernel, solved)
     writes = _written(kernel, solved)
+    same: dict[bytes, tuple[int, ...]] = {}  # thousands of members share a few mappings
     for key, axis, base, n in solved.entities:
         units = solved.unit_of_class[solved.classes[base : base + n]]
         here = units >= 0
@@ -674,7 +673,7 @@ def _groups(graph: Graph, kernel: Kernel, solved: _Solved, escapes: Sequence[Esc
                 Member(
                     param=key,
                     axis=axis,
-                    units=tuple(owner.tolist()),
+                    units=same.setdefault(owner.tobytes(), tuple(owner.tolist())),
                     role=role,
                     readers=tuple(sorted(readers.get((key, axis), ()))) if read else (),
                 )

@@ -73,6 +73,11 @@ def cut(
     step = receipt_for(model, groups, plan.kept)
     small = apply(model, step)
     if verify:
+        if any(p.is_meta for p in model.parameters()):
+            raise InputError(
+                "a model on the meta device has no weights to verify a cut with",
+                todo="pass verify=False, or cut the model with its weights",
+            )
         examples = _examples(groups, example_inputs)
         step = dataclasses.replace(step, verification=verify_cut(model, small, groups, plan.kept, examples))
     return small, step if receipt is None else compose(receipt, step)

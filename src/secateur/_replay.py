@@ -235,7 +235,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.silent:
+        if self.silent or func.namespace == "prim":  # questions about a tensor (its device), not operations on it
             return func(*args, **kwargs)
         return self.watcher.operation(str(func), func, tuple(args), dict(kwargs))
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur._replay import (
@@ -62,7 +64,8 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
     touched: set[str] = set()
     attributes: dict[Attribute, int] = {}
     for example, inputs in enumerate(each_input(example_inputs)):
-        check_runs(model, inputs)
+        if not any(t.is_meta for _, _, t in tensors(model)):
+            check_runs(model, inputs)
         for mode in ("eval", "train"):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
@@ -184,8 +187,10 @@ def _record(
     for path, module in double.named_modules():
         recorder.follow(path, module)
     inputs = map_tensors(copy.deepcopy(inputs), lambda t: t)
-    given = [recorder.register(t) for t in leaves(inputs)]
-    out = run_watched(double, inputs, recorder)
+    with _without_weights(double, recorder) as inputs_for:
+        inputs = inputs_for(inputs)
+        given = [recorder.register(t) for t in leaves(inputs)]
+        out = run_watched(double, inputs, recorder)
     # a parameter handed out by the forward was never part of an operation
     outputs = [recorder.reference(t).value for t in leaves(out)]
     run = Run(
@@ -203,12 +208,34 @@ def _record(
     return run, touched, dict(attributes)
 
 
+@contextlib.contextmanager
+def _without_weights(double: nn.Module, recorder: _Recorder) -> Iterator[Callable[[Any], Any]]:
+    """A model on the meta device runs on fake tensors: shapes without values, as if it were on the CPU."""
+    if not any(t.is_meta for _, _, t in tensors(double)):
+        yield lambda inputs: inputs
+        return
+    recorder.names.clear()  # the tensors that had these names are about to be freed
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        for path, module in double.named_modules():
+            for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is None:
+                    continue
+                made: Tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                if leaf in module._parameters:
+                    made = nn.Parameter(made, requires_grad=False)
+                setattr(module, leaf, made)
+                recorder.name(made, f"{path}.{leaf}" if path else leaf)
+        yield lambda inputs: map_tensors(
+            inputs, lambda t: torch.empty(t.shape, dtype=t.dtype) if t.is_meta else fake.from_tensor(t)
+        )
+
+
 class _Recorder(Plain):
     """Writes down values, operations and the calls that shape them."""
 
     def __init__(self, session: Session, names: Mapping[int, str], canonical: Mapping[str, str]) -> None:
         super().__init__(session)
-        self.names, self.canonical = names, canonical
+        self.names, self.canonical = dict(names), canonical
         self.values: list[Value] = []
         self.nodes: list[Node] = []
         self.calls: list[Call] = []
@@ -226,6 +253,10 @@ class _Recorder(Plain):
 
         module.register_forward_pre_hook(enter, prepend=True)
         module.register_forward_hook(leave, always_call=True)
+
+    def name(self, tensor: Tensor, name: str) -> None:
+        """This tensor stands for the parameter of that name."""
+        self.names[id(tensor)] = name
 
     def register(self, tensor: Tensor) -> int:
         """A new value for this tensor."""

@@ -152,7 +152,10 @@ class Kernel:
         both = ~(bare_a | bare_b) & (a != b)
         if bool(both.any()):
             pairs = torch.stack([a[both], b[both]], 1).numpy()
-            self.facts.edges.append(np.unique(pairs, axis=0) if len(pairs) > 1024 else pairs)
+            if len(pairs) > 1 << 16:  # a materialised grid says the same thing many times
+                keys = np.unique(pairs[:, 0].astype(np.int64) << 32 | pairs[:, 1])
+                pairs = np.stack([keys >> 32, keys & 0xFFFFFFFF], 1).astype(np.int32)
+            self.facts.edges.append(pairs)
 
     def freeze(self, atoms: Tensor, reason: str) -> None:
         """These atoms cannot go."""
