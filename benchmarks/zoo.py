@@ -1,0 +1,298 @@
+"""Is every model cut as the user's own class, exactly and without a hint, and how does that compare with Torch-Pruning?
+
+Every model runs in a process of its own, with a limit on time and memory and one thread: record, couple, remove a
+random, uneven fraction (0 to 0.8) of every group under the count equations, cut, verify against the masked oracle.
+
+    make bench-zoo                                   everything, several hours on one core
+    make bench-zoo ARGS="--set nasty --set nn"       some sets: nasty, nn, transformers, torchvision, timm
+    make bench-zoo ARGS="--only 'vit*' --peer"       some models, Torch-Pruning beside
+    make bench-zoo ARGS="--resume"                   go on where the last run stopped
+    make bench-zoo ARGS="--again"                    those that did not go well, once more
+    make bench-zoo ARGS="--show --markdown benchmarks/zoo.md"    nothing is run: write the committed table
+
+Results are appended to a file of JSON lines as they come; a later line about the same model replaces an earlier one.
+"""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import argparse
+import collections
+import dataclasses
+import datetime
+import fnmatch
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zoo_models
+from zoo_models import Entry
+from zoo_trial import Trial, ours, said
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS, PEER = "secateur", "torch-pruning"
+STAGES = ("record", "couple", "plan", "cut")
+Key = tuple[str, str, str, int]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the zoo and prints the tables; returns 1 where a cut was wrong."""
+    args = _arguments(arguments)
+    torch.set_num_threads(1)
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+    _warm_up()
+    results = read(args.out)
+    tools = (OURS, PEER) if args.peer else (PEER,) if args.peer_only else (OURS,)
+    for name in [] if args.show else args.set or zoo_models.SETS:
+        for entry in zoo_models.entries(name):
+            if not any(fnmatch.fnmatch(entry.name, p) for p in args.only or ["*"]):
+                continue
+            for tool in tools:
+                key = (tool, name, entry.name, args.seed)
+                before = results.get(key)
+                if before is not None and (args.resume or args.again and before["outcome"] == "ok"):
+                    continue
+                if args.again and before is None and not args.resume:
+                    continue
+                row = run_one(key, entry, seconds=args.timeout, memory=args.memory)
+                results[key] = row
+                append(args.out, row)
+                print(line(row), flush=True)
+    chosen = [r for r in results.values() if not args.set or r["set"] in args.set]
+    chosen = [r for r in chosen if r["seed"] == args.seed]
+    print(summary(chosen))
+    if args.markdown:
+        args.markdown.write_text(markdown(chosen))
+    if args.json:
+        print(json.dumps(chosen))
+    return int(any(r["outcome"] == "mismatch" and r["tool"] == OURS for r in chosen))
+
+
+def _warm_up() -> None:
+    """Import everything that Secateur imports, but not Secateur: every model meets the code as it is then."""
+    importlib.import_module("secateur._couple")
+    importlib.import_module("torch._dynamo")  # torch imports it at the first dispatch mode
+    for name in [n for n in sys.modules if n.split(".")[0] == "secateur"]:
+        del sys.modules[name]
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--set", action="append", choices=zoo_models.SETS, help="may be given several times; default: all")
+    parser.add_argument("--only", action="append", help="models whose name fits this pattern")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, ratios and choices")
+    parser.add_argument("--peer", action="store_true", help="Torch-Pruning as well")
+    parser.add_argument("--peer-only", action="store_true", help="only Torch-Pruning")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds per model and tool")
+    parser.add_argument("--memory", type=float, default=12.0, help="GiB of address space per model")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "zoo.jsonl", help="JSON lines, appended")
+    parser.add_argument("--resume", action="store_true", help="leave out what the file has already")
+    parser.add_argument("--again", action="store_true", help="of what the file has, only what did not go well")
+    parser.add_argument("--show", action="store_true", help="run nothing, show what the file has")
+    parser.add_argument("--markdown", type=Path, help="write the table of all models there")
+    parser.add_argument("--json", action="store_true", help="the results as JSON on the last line")
+    return parser.parse_args(arguments)
+
+
+# ------------------------------------------------------------------------------------------- one model, one process
+def run_one(key: Key, entry: Entry, *, seconds: float, memory: float) -> dict[str, Any]:
+    """One trial in a forked process: libraries are loaded once, whatever the model does stays there."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(sender, key, entry, memory))
+    started = time.perf_counter()
+    process.start()
+    sender.close()
+    row: dict[str, Any] = {}
+    try:
+        if receiver.poll(seconds):
+            row = receiver.recv()
+        else:
+            row = dataclasses.asdict(Trial(outcome="timeout", message=f"more than {seconds:.0f} s"))
+    except EOFError:
+        row = dataclasses.asdict(Trial(outcome="memory", message=f"the process died ({memory:.0f} GiB)"))
+    finally:
+        process.kill() if not row or row["outcome"] == "timeout" else process.join(10)
+        process.join()
+    tool, name, model, seed = key
+    head = {"tool": tool, "set": name, "model": model, "seed": seed, "code": code(), "wall": time.perf_counter() - started}
+    return head | row
+
+
+def _child(sender: Connection, key: Key, entry: Entry, memory: float) -> None:
+    limit = int(memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.filterwarnings("ignore")
+    tool, _, _, seed = key
+    try:
+        if tool == OURS:
+            trial = ours(entry, seed)
+        else:
+            from zoo_peer import peer
+
+            trial = peer(entry, seed)
+    except MemoryError as error:
+        trial = Trial(outcome="memory", message=said(error))
+    row = dataclasses.asdict(trial)
+    row["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    sender.send(row)
+    sender.close()
+    os._exit(0)  # nothing of the model is worth tidying up
+
+
+def code() -> str:
+    """Short hash of the engine."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "src" / "secateur").rglob("*.py")):
+        if path.name in ENGINE or path.parent.name == "ops":
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+ENGINE = ("_trace.py", "_couple.py", "_lengths.py", "_replay.py", "_surgery.py", "_cut.py", "_counts.py", "_units.py")
+
+
+# ------------------------------------------------------------------------------------------- files and tables
+def read(path: Path) -> dict[Key, dict[str, Any]]:
+    """The last line about each model."""
+    rows: dict[Key, dict[str, Any]] = {}
+    if path.exists():
+        for text in path.read_text().splitlines():
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError:  # a line cut short when a run was stopped
+                continue
+            rows[row["tool"], row["set"], row["model"], row["seed"]] = row
+    return rows
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def line(row: dict[str, Any]) -> str:
+    """One result on one line."""
+    text = f"{row['set']:12s} {row['model']:36s} {row['tool'][:8]:8s} {row['outcome']:8s} {row['wall']:6.1f} s"
+    if row["error"] is not None:
+        text += f"  removed {row['removed']:.3f} of {row['allowed'] if row['allowed'] is None else round(row['allowed'], 3)}"
+        text += f"  error {row['error']:.0e} of {row['tolerance']:.0e}  distance {row['distance']:.2f}"
+    elif row["removed"]:
+        text += f"  removed {row['removed']:.3f}"
+    if row["outcome"] != "ok":
+        text += "  " + " ".join(row["message"].split())[:160]
+    return text
+
+
+def seconds_of(row: dict[str, Any]) -> float:
+    """Record + couple + plan + cut; for the peer: build the graph + prune."""
+    return sum(v for k, v in row["seconds"].items() if k != "verify")
+
+
+def summary(rows: Iterable[dict[str, Any]]) -> str:
+    """Outcomes and seconds per set and tool."""
+    rows = list(rows)
+    outcomes = ("ok", "frozen", "mismatch", "error", "timeout", "memory", "unbuilt")
+    lines = [
+        "| set | tool | models | " + " | ".join(outcomes) + " | within 5 points | median s | sum s |",
+        "|---" * (len(outcomes) + 6) + "|",
+    ]
+    for name in zoo_models.SETS:
+        for tool in (OURS, PEER):
+            mine = [r for r in rows if r["set"] == name and r["tool"] == tool]
+            if not mine:
+                continue
+            n = collections.Counter(r["outcome"] for r in mine)
+            good = [r for r in mine if r["outcome"] == "ok"]
+            near = [r for r in good if r["allowed"] is not None and r["removed"] >= r["allowed"] - 0.05]
+            times = [seconds_of(r) for r in good]
+            lines.append(
+                f"| {name} | {tool} | {len(mine)} | "
+                + " | ".join(str(n[o]) for o in outcomes)
+                + f" | {len(near) if tool == OURS else '–'} | "
+                + (f"{statistics.median(times):.2f} | {sum(times):.0f} |" if times else "– | – |")
+            )
+    both = _both(rows)
+    if both:
+        a, b = zip(*[(seconds_of(x), seconds_of(y)) for x, y in both], strict=True)
+        lines.append("")
+        lines.append(
+            f"Models that both cut: {len(both)}. Median seconds {statistics.median(a):.2f} and {statistics.median(b):.2f}; "
+            f"sum {sum(a):.0f} and {sum(b):.0f} (ratio {sum(a) / max(sum(b), 1e-9):.2f})."
+        )
+    return "\n".join(lines)
+
+
+def _both(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    table = {(r["tool"], r["set"], r["model"]): r for r in rows if r["outcome"] == "ok"}
+    return [(r, table[PEER, s, m]) for (t, s, m), r in table.items() if t == OURS and (PEER, s, m) in table]
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The committed page: summary, then every model."""
+    versions = ", ".join(
+        f"{p} {importlib.metadata.version(p)}" for p in ("torch", "torchvision", "timm", "transformers", "torch-pruning")
+    )
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    peers = {(r["set"], r["model"]): r for r in rows if r["tool"] == PEER}
+    out = [
+        "# The zoo",
+        "",
+        f"`make bench-zoo`, {today}: Python {sys.version.split()[0]}, {versions}. One thread.",
+        "",
+        "`removed`: fraction of the parameters that is gone at random ratios of 0 to 0.8 per group. `allowed`: what the",
+        "same ratios would remove if no integer of the forward asked for anything. `error`: of the cut model against the",
+        "masked oracle, relative; `distance`: to the dense model. Seconds: record + couple + plan + cut, without the",
+        "verification. Torch-Pruning: its outcome, the fraction it removed, its seconds.",
+        "",
+        summary(rows),
+    ]
+    for name in zoo_models.SETS:
+        mine = sorted((r for r in rows if r["set"] == name and r["tool"] == OURS), key=lambda r: r["model"])
+        if not mine:
+            continue
+        out += ["", f"## {name}", ""]
+        out.append(
+            "| model | M params | outcome | groups | removed | allowed | error | distance | s | verify s | Torch-Pruning | s |"
+        )
+        out.append("|---" * 12 + "|")
+        for r in mine:
+            p = peers.get((name, r["model"]))
+            other = "–" if p is None else f"{p['outcome']} {p['removed']:.2f}" if p["outcome"] == "ok" else p["outcome"]
+            out.append(
+                f"| {r['model']} | {r['params'] / 1e6:.2f} | {r['outcome']} | {r['groups']} | {r['removed']:.3f} | "
+                f"{_number(r['allowed'], '.3f')} | {_number(r['error'], '.0e')} | {_number(r['distance'], '.2f')} | "
+                f"{seconds_of(r):.2f} | {_number(r['seconds'].get('verify'), '.1f')} | {other} | "
+                f"{'–' if p is None or p['outcome'] != 'ok' else format(seconds_of(p), '.2f')} |"
+            )
+    return "\n".join(out) + "\n"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""What is done to one model of the zoo: by Secateur without any hint, and by Torch-Pruning at its best honest settings.
+
+Nothing may pass vacuously: tiny scales are randomised first, and the distance to the dense model is reported.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo_models import Entry
+
+HIGHEST_RATIO = 0.8
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Trial:
+    """What happened to one model.
+
+    Attributes:
+        outcome: `ok`; `frozen` (refused with reasons); `mismatch` (a wrong result was caught); `error`; `timeout`;
+            `memory`; `unbuilt` (the model itself does not run here).
+        params: of the dense model.  removed: fraction of them that is gone.
+        allowed: the fraction that the groups alone would allow for the same ratios, without any count equation or
+            integer of the forward.
+        groups, inexact, frozen: number of groups, of those that are inexact; indices frozen per reason.
+        error, tolerance, distance: of the verification; distance is that to the dense model's output.
+        seconds: per stage.
+    """
+
+    outcome: str
+    message: str = ""
+    params: int = 0
+    removed: float = 0.0
+    allowed: float | None = None
+    groups: int = 0
+    inexact: int = 0
+    equations: int = 0
+    frozen: dict[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    unexecuted: int = 0
+    error: float | None = None
+    tolerance: float | None = None
+    distance: float | None = None
+    checks: tuple[str, ...] = ()
+    swapped: int = 0
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def count(model: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def randomise(model: nn.Module, seed: int) -> None:
+    """Give every constant or tiny parameter, and the statistics of batch norm, values that matter. In place."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = {
+        id(m.weight)
+        for m in model.modules()
+        if isinstance(getattr(m, "weight", None), Tensor) and ("Norm" in type(m).__name__ or "norm" in type(m).__name__)
+    }
+
+    def uniform(t: Tensor) -> Tensor:
+        return torch.rand(t.shape, generator=generator).to(t.dtype) + 0.5
+
+    def normal(t: Tensor, std: float) -> Tensor:
+        return torch.randn(t.shape, generator=generator).to(t.dtype) * std
+
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if not buffer.is_floating_point():
+                continue
+            if name.endswith("running_mean"):
+                buffer.copy_(normal(buffer, 0.1))
+            elif name.endswith("running_var"):
+                buffer.copy_(uniform(buffer))
+        for parameter in model.parameters():
+            if not parameter.is_floating_point() or not parameter.numel():
+                continue
+            if id(parameter) in scales and parameter.dim() == 1:
+                parameter.copy_(uniform(parameter))
+            elif parameter.numel() == 1:
+                if abs(float(parameter)) < 1e-3:
+                    parameter.fill_(0.5)
+            elif float(parameter.std()) < 1e-4:
+                # layer scales start near 0, gates and slopes at a constant, biases and heads at 0
+                middle = float(parameter.flatten()[0])
+                tiny_scale = 0 < abs(middle) < 1e-3
+                parameter.copy_(uniform(parameter) if tiny_scale else middle + normal(parameter, 0.1))
+
+
+def ours(entry: Entry, seed: int) -> Trial:
+    """Record, couple, choose at random, cut, verify."""
+    from secateur._couple import couple
+    from secateur._cut import cut, verify_cut
+    from secateur._trace import trace
+    from secateur.errors import CutMismatch, NothingToCut, SecateurError
+
+    torch.manual_seed(seed)
+    try:
+        model = entry.build().eval()
+        inputs = entry.inputs()
+        randomise(model, seed)
+        run(model, inputs)
+    except Exception as error:  # noqa: BLE001  whatever the library raises: the model does not run here
+        return Trial(outcome="unbuilt", message=said(error))
+    trial = Trial(outcome="error", params=count(model))
+    try:
+        clock = Clock(trial.seconds)
+        graph = trace(model, inputs)
+        clock.lap("record")
+        trial.notes, trial.unexecuted = graph.notes, len(graph.unexecuted)
+        groups = couple(graph)
+        clock.lap("couple")
+        trial.groups, trial.equations = len(groups.groups), len(groups.equations)
+        trial.inexact = sum(not g.exact for g in groups.groups)
+        for f in groups.frozen:
+            trial.frozen[f.reason] = trial.frozen.get(f.reason, 0) + f.count
+        plan, ratios = random_plan(groups, seed)
+        clock.lap("plan")
+        small, receipt = cut(model, groups, plan, verify=False)
+        clock.lap("cut")
+        trial.removed = 1 - count(small) / max(trial.params, 1)
+        trial.swapped = len(receipt.swaps)
+        verification = verify_cut(model, small, groups, plan.kept, groups.examples)
+        clock.lap("verify")
+        trial.error, trial.tolerance = verification.error, verification.tolerance
+        trial.distance, trial.checks = verification.distance, verification.checks
+        trial.allowed = allowed(graph, groups, ratios)
+        trial.outcome = "ok" if type(small) is type(model) else "error"
+    except CutMismatch as error:
+        trial.outcome, trial.message = "mismatch", said(error)
+    except NothingToCut as error:
+        trial.outcome, trial.message = "frozen", said(error)
+    except SecateurError as error:
+        trial.message = said(error)
+    except Exception as error:  # noqa: BLE001  a fault of ours, to be counted and not to stop the run
+        trial.message = traced(error)
+    return trial
+
+
+class Clock:
+    """Seconds between laps."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds, self.started = seconds, time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Note the time since the last lap."""
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self.started, 4)
+        self.started = now
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """The model's output."""
+    with torch.no_grad():
+        if isinstance(inputs, Mapping):
+            return model(**copy.deepcopy(dict(inputs)))
+        return model(*copy.deepcopy(inputs)) if isinstance(inputs, tuple) else model(inputs)
+
+
+def said(error: Exception) -> str:
+    """Type and text of an error."""
+    return f"{type(error).__name__}: {error}"[:3000]
+
+
+def traced(error: Exception) -> str:
+    """The same with the last frames."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    return said(error) + " <- " + " <- ".join(f"{f.filename.split('/')[-1]}:{f.lineno}" for f in reversed(frames))
+
+
+def random_plan(groups: Any, seed: int) -> tuple[Any, list[float]]:
+    """Uneven ratios between 0 and 0.8 per group, moved to the nearest counts that satisfy the equations."""
+    from secateur._counts import project, system_of
+    from secateur.schema.plan import Plan
+
+    chance = random.Random(seed)
+    ratios = [chance.uniform(0.0, HIGHEST_RATIO) for _ in groups.groups]
+    target = [max(1.0, g.n_units * (1 - r)) for g, r in zip(groups.groups, ratios, strict=True)]
+    if groups.equations:
+        counts: Sequence[int] = project(system_of(groups), target)
+    else:
+        counts = [max(1, round(t)) for t in target]
+    kept = tuple(
+        tuple(sorted(chance.sample(range(g.n_units), c))) for g, c in zip(groups.groups, counts, strict=True)
+    )
+    plan = Plan(
+        kept=kept, names=tuple(g.name for g in groups.groups), n_units=tuple(g.n_units for g in groups.groups)
+    )
+    return plan, ratios
+
+
+def allowed(graph: Any, groups: Any, ratios: Sequence[float]) -> float | None:
+    """The fraction of parameters that would go at the same ratios if no integer of the forward asked for anything.
+
+    The groups are solved from the labels alone; a group takes the ratio of the real group that holds its first index,
+    and one that the integers froze takes the mean ratio.
+    """
+    from secateur import _couple
+
+    kernel, environments = _couple._label_all(graph, _couple.RULES)
+    _couple._freeze_unexecuted(kernel, graph)
+    _couple._freeze_opaque(kernel, graph, environments)
+    solved = _couple._solve(kernel, graph, environments)
+    real: dict[tuple[str, int], np.ndarray] = {}
+    for group in groups.groups:
+        for member in group.members:
+            line = real.setdefault((member.param, member.axis), np.full(len(member.units), -1))
+            line[np.array(member.units) >= 0] = group.index
+    share: list[float | None] = [None] * len(solved.units_of_group)
+    for key, axis, base, n in solved.entities:
+        units = solved.unit_of_class[solved.classes[base : base + n]]
+        for g in np.unique(solved.group_of_unit[units[units >= 0]]).tolist():
+            if share[g] is not None:
+                continue
+            mine = np.flatnonzero((units >= 0) & (solved.group_of_unit[np.maximum(units, 0)] == g))
+            owners = real.get((key, axis))
+            found = owners[mine][owners[mine] >= 0] if owners is not None else np.zeros(0, int)
+            if len(found):
+                share[g] = ratios[int(found[0])]
+    mean = HIGHEST_RATIO / 2
+    kept = [
+        max(1.0, len(units) * (1 - (mean if r is None else r)))
+        for units, r in zip(solved.units_of_group, share, strict=True)
+    ]
+    full = [float(len(units)) for units in solved.units_of_group]
+    before = after = 0.0
+    for term in _couple._params(graph, solved):
+        if term.what == "params":
+            before += term.coefficient * _extents(term.extents, full)
+            after += term.coefficient * _extents(term.extents, kept)
+    return 1 - after / before if before else None
+
+
+def _extents(extents: Sequence[Any], counts: Sequence[float]) -> float:
+    product = 1.0
+    for e in extents:
+        product *= (e.fixed + sum(m * counts[g] for g, m in e.terms)) / e.divisor
+    return product
