@@ -154,6 +154,24 @@ def test_without_a_budget_cross_validation_chooses_one_that_keeps_the_drop():
     assert found.candidates[1].costs.macs < found.candidates[0].costs.macs
 
 
+def test_nothing_goes_where_cross_validation_allows_nothing(tmp_path: Path):
+    found = run(budget=None, max_drop=0.0, scan="never", steps=2, out=tmp_path)
+    assert found.curves is None
+    assert found.validation.kept == 1.0
+    assert (found.chosen, len(found.candidates)) == (0, 1)
+    assert found.notes[0] == found.validation.reason
+    again = run(budget=None, max_drop=0.0, scan="never", steps=2, out=tmp_path, resume=True)
+    assert again.validation == found.validation
+    assert digest(again.state) == digest(found.state)
+
+
+def test_curves_of_each_step_serve_scores_that_have_no_unit():
+    found = run(criterion=criteria.magnitude(p=2), scan="each", recovery=recoveries.recalibrate(), max_drop=None)
+    assert found.scores.unit == "a.u."
+    assert found.curves is not None
+    assert found.candidates[2].costs.macs <= 0.5 * found.candidates[0].costs.macs
+
+
 def test_a_task_without_a_score_is_judged_by_its_loss():
     blind = dataclasses.replace(TASK, correct=None)
     found = run(task=blind, max_drop=0.5, data=dataclasses.replace(DATA, held_out=None))
@@ -346,7 +364,6 @@ def test_a_truncated_or_changed_run_is_refused(tmp_path: Path):
     ("change", "error"),
     [
         ({"budget": None, "max_drop": None}, InputError),
-        ({"budget": None, "scan": "never"}, InputError),
         ({"steps": 0}, InputError),
         ({"max_drop": -0.1}, InputError),
         ({"max_drop": float("nan")}, InputError),

@@ -17,8 +17,8 @@ from typing import Any
 from torch import nn
 
 from secateur import _gradual, allocators, criteria, recoveries, schedules
-from secateur._certify import certify
 from secateur._certify.census import take_census
+from secateur._certify.certify import certify
 from secateur._certify.claim import make_claim
 from secateur._couple import couple
 from secateur._evaluate import Progress, check_batches
@@ -81,7 +81,7 @@ def prune(
         steps: gradual steps.
         criterion: default `obd()`.  allocator: default `greedy()`.  schedule: default `linear()`.
         recovery: after every cut; default `chain(finetune(epochs=3), recalibrate())`.
-        scan: `never`, `once` (the dense model: for cross-validation, the first step and the report), or `each`
+        scan: measure curves, for the allocator and the report: `never`, `once` (of the dense model), or at `each`
             step anew. Default: `once` if there is no budget, else `never`.
         confidence: of the certificate.  clip: for a task without a score: losses count up to `clip` nats in it.
         freeze, tie, rules: as in `couple`.  round_to, least: as in `plan`.
@@ -134,7 +134,8 @@ def prune(
             model, groups, data.search, task, criterion=run.criterion, seed=derive(seed, "score"), progress=tell
         )
     if budget is not None:  # what cannot be met is refused here, before anything is trained or written
-        plan(groups, scores, budget, allocator=run.allocator, **run.plan)
+        reachable = allocators.uniform() if run.scan == "each" else run.allocator  # may need curves that come later
+        plan(groups, scores, budget, allocator=reachable, **run.plan)
     state = held or _gradual.begin(run, groups, budget, settings)
 
     # How much may go, where the user has not said so: measured curves, and the largest cut that all folds allow.
@@ -205,13 +206,6 @@ def _check(run: Run, budget: Budget | None, *, resume: bool) -> None:
             "neither how much to remove nor how much may be lost was given",
             where="budget, max_drop",
             todo="pass budget=Budget(macs=0.5), or max_drop=0.01 to have the budget chosen, or both",
-        )
-    if budget is None and run.scan == "never":
-        raise InputError(
-            "without a budget the curves are needed to choose one",
-            where="scan",
-            expected="'once' or 'each'",
-            got="'never'",
         )
     if resume and run.folder is None:
         raise InputError("resume needs the folder that holds the run", where="out", todo="pass out=")
