@@ -11,14 +11,11 @@ from pathlib import Path
 import torch
 
 from secateur import _store, _surgery
-from secateur._report._certificate import headline as certificate_headline
-from secateur._report._certificate import lines as _certificate_lines
 from secateur._report._curves import Measured as Measured
 from secateur._report._curves import measured as measured
 from secateur._report._curves import rank_correlation as rank_correlation
 from secateur._report._page import frozen_rows as frozen_rows
 from secateur._report._page import page, verdict_lines
-from secateur.schema.certificate import Certificate
 from secateur.schema.groups import Groups
 from secateur.schema.plan import Plan
 from secateur.schema.report import Report, Width
@@ -89,11 +86,6 @@ def verdict(content: Report) -> list[str]:
     """The head of the report, as lines of text."""
     _, head, lines = verdict_lines(content)
     return [head, *lines]
-
-
-def certificate_lines(certificate: Certificate) -> list[str]:
-    """A certificate in words."""
-    return [certificate_headline(certificate), *_certificate_lines(certificate)]
 
 
 def _widths(groups: Groups, plan: Plan | None) -> tuple[Width, ...]:

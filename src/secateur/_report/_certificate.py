@@ -70,10 +70,12 @@ def section(certificate: Certificate | None) -> dict[str, Any] | None:
     if certificate is None:
         return None
     binary = any(t.losses is not None for t in certificate.tested)
+    betting = any(t.evidence is not None for t in certificate.tested)
     head = [
         *("candidate", "", "dense", "pruned", "drop", "upper limit"),
         *(["worse / better"] if binary else []),
-        *("churn", "evidence"),
+        "churn",
+        *(["e-value"] if betting else []),
     ]
     rows = []
     for t in certificate.tested:
@@ -88,7 +90,7 @@ def section(certificate: Certificate | None) -> dict[str, Any] | None:
                 difference(certificate, t.limit, sign=True),
                 *([f"{t.losses} / {t.gains}"] if binary else []),
                 percent(t.churn),
-                "" if t.evidence is None else f"{t.evidence_kind} = {number(t.evidence)}",
+                "" if t.evidence is None else f"e = {number(t.evidence)}",
             ]
         )
     tested = {t.index for t in certificate.tested}
@@ -100,7 +102,6 @@ def section(certificate: Certificate | None) -> dict[str, Any] | None:
     return {
         "lead": f"{claim(certificate)}: that is the question. The candidates were fixed before the held-out data was "
         "read, tested from the largest to the smallest, and the first failure ends the test.",
-        "lines": lines(certificate),
         "head": head,
         "rows": rows,
         "numeric": tuple(range(2, len(head))),
@@ -111,8 +112,8 @@ def section(certificate: Certificate | None) -> dict[str, Any] | None:
 def _facts(certificate: Certificate) -> list[str]:
     held, settings = certificate.held_out, f" ({certificate.settings})" if certificate.settings else ""
     order = (
-        f"Order of the tests: fixed sequence, each at level {number(certificate.level)}; no correction is needed, since "
-        "it stops at the first failure (Angelopoulos, Bates, Candès, Jordan & Lei 2021, arXiv:2110.01052)."
+        f"Order of the tests: fixed sequence, each at level {number(certificate.level)}; no correction is needed, "
+        "since it stops at the first failure (Angelopoulos, Bates, Candès, Jordan & Lei 2021, arXiv:2110.01052)."
     )
     data = (
         f"Held-out data: {held.n_examples:,} examples, {held.n_units:,} independent units used; {held.n_shared} left "

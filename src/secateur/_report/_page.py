@@ -10,6 +10,7 @@ from secateur._report._certificate import headline, section
 from secateur._report._certificate import lines as certificate_lines
 from secateur._report._curves import measured, rank_correlation
 from secateur._report._format import number, percent, points, quantity, seconds, size, wilson
+from secateur.schema.certificate import Tested
 from secateur.schema.costs import Latency
 from secateur.schema.groups import Frozen
 from secateur.schema.report import Report
@@ -77,7 +78,17 @@ def _saved(now: int, before: int) -> str:
 
 def _cards(report: Report, dense: Candidate, small: Candidate) -> list[dict[str, str]]:
     cards = []
-    if dense.search_correct is not None and small.search_correct is not None:
+    held_out = _on_held_out(report)
+    if held_out is not None and report.certificate is not None and report.certificate.claim == "score":
+        change = f"drop {points(held_out.drop)}" if held_out.drop > 0 else "no drop"
+        cards.append(
+            {
+                "label": f"Score, {held_out.n_examples} held out",
+                "value": percent(held_out.pruned),
+                "detail": f"dense {percent(held_out.dense)}; {change}",
+            }
+        )
+    elif dense.search_correct is not None and small.search_correct is not None:
         cards.append(
             {
                 "label": "Score, search data",
@@ -114,6 +125,13 @@ def _cards(report: Report, dense: Candidate, small: Candidate) -> list[dict[str,
             }
         )
     return cards
+
+
+def _on_held_out(report: Report) -> Tested | None:
+    """The chosen model on the held-out data, if it was tested there."""
+    if report.certificate is None:
+        return None
+    return next((t for t in report.certificate.tested if t.name == f"step {report.chosen}"), None)
 
 
 def _dropped(report: Report, small: Candidate) -> str:
@@ -286,10 +304,11 @@ def _validation(report: Report) -> dict[str, Any] | None:
         f"{sum(c.within for c in found.choices)} of {len(found.choices)} folds stayed within the allowed drop; the "
         f"choices of the folds have a standard error of {points(found.spread)} of the MACs."
     )
+    folds, drop = len(found.choices), f"{show(found.max_drop)} ({found.metric})"
     return {
-        "lead": f"No budget was given: {len(found.choices)}-fold cross-validation on {found.n} search examples chose how "
-        f"much to keep for an allowed drop of {show(found.max_drop)} ({found.metric}), without retraining. Each fold was "
-        "judged with the amount that the others had chosen.",
+        "lead": f"No budget was given: {folds}-fold cross-validation on {found.n} search examples chose how much to "
+        f"keep for an allowed drop of {drop}, without retraining. Each fold was judged with the amount that the "
+        "others had chosen.",
         "head": ("fold left out", "MACs kept, chosen on the others", "drop on this fold", "standard error", "within"),
         "rows": [
             (c.fold + 1, percent(c.kept), show(c.drop, sign=True), show(c.error), "yes" if c.within else "no")

@@ -110,11 +110,12 @@ def path(
 
 
 def sensitivity(names: Sequence[str], lines: Sequence[Sequence[Measured]], *, columns: int = 4) -> str:
-    """Small multiples: measured loss increase of every group with 95 % bars, and what the scores predicted."""
+    """Small multiples: measured loss increase of every group with 95 % bars, its fit, and what the scores predict."""
     shown = [(name, line) for name, line in zip(names, lines, strict=True) if line]
     rows = -(-len(shown) // columns)
-    top = max((p.loss + 1.96 * p.error for _, line in shown for p in line), default=1.0)
-    low = min((p.loss - 1.96 * p.error for _, line in shown for p in line), default=0.0)
+    every = [p.reading for _, line in shown for p in line]
+    top = max(r.loss + 1.96 * r.error for r in every)
+    low = min(r.loss - 1.96 * r.error for r in every)
 
     def paint(figure: Any) -> None:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -123,23 +124,8 @@ def sensitivity(names: Sequence[str], lines: Sequence[Sequence[Measured]], *, co
         for cell in grid.flat[max(0, len(shown) - columns) : len(shown)]:
             cell.tick_params(labelbottom=True)
         for cell, (name, line) in zip(grid.flat, shown, strict=False):
-            x = [100 * p.removed for p in line]
-            if all(p.predicted is not None for p in line):
-                predicted = [p.predicted for p in line]
-                cell.plot(x, predicted, color=ACCENT, linewidth=1, linestyle=(0, (4, 2)), label="score predicts")
-            cell.errorbar(
-                x,
-                [p.loss for p in line],
-                yerr=[1.96 * p.error for p in line],
-                fmt="o-",
-                color=GOOD,
-                markersize=3,
-                linewidth=1.2,
-                elinewidth=0.9,
-                label="measured",
-            )
+            _one_curve(cell, line)
             cell.set_title(_short(name, 26), loc="left")
-            cell.axhline(0, color=MUTED, linewidth=0.8)
         # one steep group must not flatten all others: linear near zero, logarithmic above
         if top > 0.5:
             grid[0, 0].set_yscale("symlog", linthresh=0.1, linscale=0.7)
@@ -154,14 +140,27 @@ def sensitivity(names: Sequence[str], lines: Sequence[Sequence[Measured]], *, co
     return _draw(2.6 * columns, 1.75 * rows + 0.5, paint)
 
 
+def _one_curve(cell: Any, line: Sequence[Measured]) -> None:
+    points = [p.reading for p in line]
+    x, ends = [100 * r.removed for r in points], [0.0, *(100 * r.removed for r in points)]
+    cell.axhline(0, color=MUTED, linewidth=0.8)
+    cell.fill_between(ends, [0, *(r.low for r in points)], [0, *(r.high for r in points)], color=GOOD, alpha=0.13, lw=0)
+    cell.plot(ends, [0, *(r.fit for r in points)], color=GOOD, linewidth=1.2, label="isotonic fit")
+    if all(p.predicted is not None for p in line):
+        cell.plot(x, [p.predicted for p in line], color=ACCENT, lw=1.1, ls=(0, (4, 2)), label="score predicts")
+    bars = [1.96 * r.error for r in points]
+    cell.errorbar(x, [r.loss for r in points], bars, fmt="o", color=GOOD, ms=3, elinewidth=0.9, label="measured")
+
+
 def agreement(lines: Sequence[Sequence[Measured]]) -> str:
     """Predicted against measured loss increase of every point, both on one symmetric logarithmic scale."""
-    points = [p for line in lines for p in line if p.predicted is not None and p.n_removed]
+    points = [p for line in lines for p in line if p.predicted is not None]
 
     def paint(figure: Any) -> None:
         axes = figure.add_subplot()
-        x, y = [p.predicted or 0.0 for p in points], [p.loss for p in points]
-        axes.errorbar(x, y, yerr=[1.96 * p.error for p in points], fmt="o", color=GOOD, markersize=3, elinewidth=0.7)
+        x, y = [p.predicted or 0.0 for p in points], [p.reading.loss for p in points]
+        bars = [1.96 * p.reading.error for p in points]
+        axes.errorbar(x, y, yerr=bars, fmt="o", color=GOOD, markersize=3, elinewidth=0.7)
         ends = [min(*x, *y, 0.0), max(*x, *y, 1e-3)]
         axes.plot(ends, ends, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         threshold = max(1e-3, 10 ** math.floor(math.log10(sorted(map(abs, y))[len(y) // 4] + 1e-9)))

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from secateur import _cost, _export, _latency, _report, _store, pipeline
 from secateur._certify import certify as certify_verb
+from secateur._certify import explain
 from secateur._couple import couple
+from secateur._curves import read
 from secateur._cut import cut as cut_verb
 from secateur._evaluate import batch_size, map_leaves
 from secateur._plan import plan as plan_verb
@@ -148,7 +150,7 @@ def scan(
     if json:
         say_json(to_json(curves))
         return
-    lines = _report.measured(curves, scores)
+    lines = read(curves)
     fractions = sorted({round(p.removed, 3) for line in lines for p in line})
     shown = [f for f in fractions if any(abs(f - t) < 0.03 for t in (0.1, 0.3, 0.5, 0.7, 0.9))] or fractions
     table = Table("group", *(f"-{f:.0%}" for f in shown), title="increase of the loss, nats")
@@ -346,8 +348,7 @@ def certify(
     if json:
         say_json(to_json(proof))
     else:
-        for line in _report.certificate_lines(proof):
-            console().print(escape(line))
+        console().print(escape(explain(proof)))
     if proof.certified is None:
         raise typer.Exit(NOT_CERTIFIED)
 
