@@ -108,6 +108,23 @@ def test_the_arrays_give_the_same_integers(system) -> None:
     assert _cost.totals(compiled, np.array(counts)).tolist() == [list(e) for e in expected]
 
 
+@settings(max_examples=100, deadline=None)
+@given(systems(), st.data())
+def test_changes_of_a_few_groups_are_differences_of_totals(system, data) -> None:
+    terms, full, counts = system
+    compiled = _cost.compile_terms(terms, full)
+    size = data.draw(st.integers(1, len(full)))
+    moving = data.draw(st.permutations(range(len(full))))[:size]
+    points = np.array([[data.draw(st.integers(0, full[g])) for g in moving] for _ in range(3)])
+    expected = []
+    for point in points:
+        there = list(counts[0])
+        for g, k in zip(moving, point.tolist(), strict=True):
+            there[g] = k
+        expected.append((_cost.totals(compiled, there) - _cost.totals(compiled, counts[0])).tolist())
+    assert _cost.changes(compiled, counts[0], moving, points).tolist() == expected
+
+
 @settings(max_examples=50, deadline=None)
 @given(systems())
 def test_the_gradient_is_that_of_the_real_polynomial(system) -> None:
@@ -126,7 +143,8 @@ def test_the_gradient_is_that_of_the_real_polynomial(system) -> None:
 
     k = np.array(counts[0], float)
     numeric = np.stack([(real(k + h) - real(k - h)) / 2e-3 for h in np.eye(len(full)) * 1e-3], axis=1)
-    assert np.allclose(_cost.gradient(compiled, k), numeric, rtol=1e-4, atol=1e-3 * (1 + np.abs(numeric).max()))
+    found = np.stack([_cost.gradient(compiled, k, weights) for weights in np.eye(3)])
+    assert np.allclose(found, numeric, rtol=1e-4, atol=1e-3 * (1 + np.abs(numeric).max()))
 
 
 def test_costs_beyond_64_bits_stay_exact() -> None:

@@ -103,6 +103,7 @@ class Compiled:
         fixed, divisor: [E].  matrix: [E, G]; an extent is (fixed + matrix @ k) / divisor.
         factors: [T, D] indices of extents, padded with the extent that is always 1.
         coefficients: [T, C].
+        real_fixed, real_matrix, real_coefficients: the same in floating point, extents divided.
     """
 
     fixed: NDArray[Any]
@@ -110,6 +111,9 @@ class Compiled:
     divisor: NDArray[Any]
     factors: NDArray[np.intp]
     coefficients: NDArray[Any]
+    real_fixed: NDArray[np.float64]
+    real_matrix: NDArray[np.float64]
+    real_coefficients: NDArray[np.float64]
 
 
 def compile_terms(terms: Sequence[CostTerm], full: Sequence[int]) -> Compiled:
@@ -131,12 +135,18 @@ def compile_terms(terms: Sequence[CostTerm], full: Sequence[int]) -> Compiled:
     for extent, row_index in extents.items():
         for group, multiplicity in extent.terms:
             matrix[row_index, group] += multiplicity
+    fixed = np.array([extent.fixed for extent in extents], dtype)
+    divisor = np.array([extent.divisor for extent in extents], dtype)
+    coefficients = np.array(list(merged.values()), dtype).reshape(len(merged), 3)
     return Compiled(
-        fixed=np.array([extent.fixed for extent in extents], dtype),
+        fixed=fixed,
         matrix=matrix,
-        divisor=np.array([extent.divisor for extent in extents], dtype),
+        divisor=divisor,
         factors=np.array([key + (0,) * (depth - len(key)) for key in merged], np.intp).reshape(len(merged), depth),
-        coefficients=np.array(list(merged.values()), dtype).reshape(len(merged), 3),
+        coefficients=coefficients,
+        real_fixed=fixed.astype(np.float64) / divisor.astype(np.float64),
+        real_matrix=matrix.astype(np.float64) / divisor.astype(np.float64)[:, None],
+        real_coefficients=coefficients.astype(np.float64),
     )
 
 
@@ -149,14 +159,37 @@ def totals(compiled: Compiled, counts: NDArray[Any] | Sequence[int]) -> NDArray[
     return result
 
 
-def gradient(compiled: Compiled, counts: NDArray[Any] | Sequence[int]) -> NDArray[np.float64]:
-    """Partial derivatives [C, G] of the costs with respect to the counts, at any real counts."""
-    matrix = compiled.matrix.astype(np.float64) / compiled.divisor.astype(np.float64)[:, None]
-    fixed = compiled.fixed.astype(np.float64) / compiled.divisor.astype(np.float64)
-    lengths = (matrix @ np.asarray(counts, np.float64) + fixed)[compiled.factors]  # [T, D]
-    coefficients = compiled.coefficients.astype(np.float64)
-    by_extent = np.zeros((len(fixed), coefficients.shape[1]))
-    for depth in range(compiled.factors.shape[1]):
-        others = np.prod(np.delete(lengths, depth, axis=1), axis=1)
-        np.add.at(by_extent, compiled.factors[:, depth], others[:, None] * coefficients)
-    return by_extent.T @ matrix
+def changes(
+    compiled: Compiled, counts: Sequence[int], groups: Sequence[int], points: NDArray[np.int64]
+) -> NDArray[Any]:
+    """How the costs change, [P, C], if only `groups` change, to each of `points` [P, len(groups)]; exact."""
+    k = np.asarray(counts).astype(compiled.matrix.dtype)
+    columns = compiled.matrix[:, list(groups)]
+    moving = np.flatnonzero(columns.any(axis=1))
+    terms = np.isin(compiled.factors, moving).any(axis=1)  # the others cost what they did
+    raw = k @ compiled.matrix.T + compiled.fixed
+    extents = np.tile(raw, (len(points) + 1, 1))
+    extents[1:, moving] += (points.astype(k.dtype) - k[list(groups)]) @ columns[moving].T
+    extents //= compiled.divisor
+    products = np.multiply.reduce(extents[:, compiled.factors[terms]], axis=-1)
+    sums: NDArray[Any] = products @ compiled.coefficients[terms]
+    difference: NDArray[Any] = sums[1:] - sums[0]
+    return difference
+
+
+def gradient(
+    compiled: Compiled, counts: NDArray[Any] | Sequence[int], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Partial derivatives [G] of the weighted cost, weights [C], with respect to the counts, at any real counts."""
+    lengths = compiled.real_matrix @ np.asarray(counts, np.float64) + compiled.real_fixed
+    factors, depth = lengths[compiled.factors], compiled.factors.shape[1]
+    ahead = compiled.real_coefficients @ weights  # coefficient times the factors to the left of the present one
+    behind = np.ones_like(factors)
+    for d in range(depth - 2, -1, -1):
+        behind[:, d] = behind[:, d + 1] * factors[:, d + 1]
+    by_extent = np.zeros(len(lengths))
+    for d in range(depth):
+        by_extent += np.bincount(compiled.factors[:, d], ahead * behind[:, d], len(lengths))
+        ahead = ahead * factors[:, d]
+    result: NDArray[np.float64] = by_extent @ compiled.real_matrix
+    return result

@@ -211,7 +211,7 @@ def alignments(groups: Groups, round_to: int, least: int = 1) -> tuple[Equation,
     for group in groups.groups:
         for member in group.members:
             key = (member.param, member.axis)
-            covered = sum(unit >= 0 for unit in member.units)
+            covered = len(member.units) - member.units.count(-1)
             axes[key][group.index] = axes[key].get(group.index, 0) + covered // group.n_units
             lengths[key] = len(member.units)
     bounds = system_of(groups, least)
@@ -231,7 +231,11 @@ def alignments(groups: Groups, round_to: int, least: int = 1) -> tuple[Equation,
         if not terms or (terms, constant) in made:
             continue
         component = _component(tuple(g for g, _ in terms), (equation,))
-        if _solve(component, bounds.least, bounds.n_units, _no_preference) is None:
+        # Where every count can have every remainder, only the lattice can stand in the way.
+        free = all(bounds.n_units[g] - bounds.least[g] + 1 >= round_to for g, _ in terms)
+        if component.origin is None or (
+            not free and _solve(component, bounds.least, bounds.n_units, _no_preference) is None
+        ):
             if len(terms) > 1:
                 continue
             g = terms[0][0]

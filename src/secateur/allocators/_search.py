@@ -20,6 +20,10 @@ from secateur.schema.problem import Problem
 Counts = tuple[int, ...]
 Move = tuple[int, ...]
 Normaliser = Literal["mean", "max", "lamp"]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+# (counts [g], changes [m, g]) -> what each change is worth, [m]; the first of equals is taken
+Worth = Callable[[Ints, Ints], Floats]
 
 MOST_STEPS = 8192  # of a descent; larger models go several units at a time until the last stretch
 
@@ -33,6 +37,7 @@ class Search:
         cumulative: [g][n_removed], predicted loss of removing that many, from 0.
         convex: [g][n_removed], the greatest convex function below `cumulative`: its slopes ascend, so that comparing
             them unit by unit never gets stuck before a hump.
+        flat, start: `convex` in one array, and where in it each group begins.
         floor: the cheapest feasible counts.
     """
 
@@ -42,6 +47,8 @@ class Search:
     limit: tuple[int | None, ...]
     cumulative: tuple[NDArray[np.float64], ...]
     convex: tuple[NDArray[np.float64], ...]
+    flat: NDArray[np.float64]
+    start: NDArray[np.int64]
     floor: Counts
 
 
@@ -58,13 +65,17 @@ def prepare(problem: Problem) -> Search:
     limits = _cost.limits(problem.budget, full)
     limit = tuple(limits.get(kind) for kind in _cost.KINDS)
     floor = _least(constraints, compiled, np.array([0.0 if v is None else 1.0 / max(v, 1) for v in limit]))
+    convex = tuple(_convex(np.asarray(losses, np.float64)) for losses in problem.losses)
+    sizes = [len(total) for total in convex]
     search = Search(
         problem=problem,
         constraints=constraints,
         compiled=compiled,
         limit=limit,
         cumulative=tuple(_cumulative(np.asarray(losses, np.float64)) for losses in problem.losses),
-        convex=tuple(_convex(np.asarray(losses, np.float64)) for losses in problem.losses),
+        convex=convex,
+        flat=np.concatenate(convex) if convex else np.empty(0),
+        start=np.cumsum([0, *sizes[:-1]]) if sizes else np.empty(0, np.int64),
         floor=floor,
     )
     if not fits(search, floor):
@@ -91,7 +102,7 @@ def _least(constraints: _counts.System, compiled: _cost.Compiled, weights: NDArr
     best = _counts.project(constraints, constraints.least)
     value = _cost.totals(compiled, best) @ weights
     while True:
-        counts = _counts.minimise(constraints, weights @ _cost.gradient(compiled, best))
+        counts = _counts.minimise(constraints, _cost.gradient(compiled, best, weights))
         if (lower := _cost.totals(compiled, counts) @ weights) >= value:
             return best
         best, value = counts, lower
@@ -146,7 +157,7 @@ def _normalised(losses: Sequence[float], normalise: Normaliser) -> tuple[float, 
 # Looking at counts
 
 
-def fits(search: Search, counts: Sequence[int]) -> bool:
+def fits(search: Search, counts: Sequence[int] | Ints) -> bool:
     """Whether the exact cost of these counts meets the budget."""
     return _within(search, _cost.totals(search.compiled, counts))
 
@@ -161,23 +172,18 @@ def predicted(search: Search, counts: Sequence[int]) -> float:
     return float(sum(total[r] for total, r in zip(search.cumulative, removed, strict=True)))
 
 
-def change_of_loss(search: Search, counts: Sequence[int], change: Move) -> float:
-    """How much the (convex) predicted loss grows by a change of counts."""
-    total = 0.0
-    for g, step in enumerate(change):
-        if step:
-            removed = search.problem.n_units[g] - counts[g]
-            total += float(search.convex[g][removed - step] - search.convex[g][removed])
-    return total
+def changes_of_loss(search: Search, counts: Ints, changes: Ints) -> Floats:
+    """How much the (convex) predicted loss grows by each change [m, g] of counts [g]."""
+    at = search.start + np.array(search.problem.n_units) - counts
+    grown: Floats = (search.flat[at - changes] - search.flat[at]).sum(axis=1)
+    return grown
 
 
-def add(counts: Sequence[int], change: Sequence[int], times: int = 1) -> Counts:
-    """Counts plus a change."""
-    return tuple(k + times * d for k, d in zip(counts, change, strict=True))
-
-
-def _inside(search: Search, counts: Sequence[int]) -> bool:
-    return all(a <= k <= n for a, k, n in zip(search.problem.least, counts, search.problem.n_units, strict=True))
+def _inside(search: Search, counts: Ints) -> NDArray[np.bool_]:
+    """Whether counts [..., g] lie within their bounds."""
+    problem = search.problem
+    good = (counts >= np.array(problem.least)) & (counts <= np.array(problem.n_units))
+    return np.asarray(np.all(good, axis=-1))
 
 
 # Going down, and giving back
@@ -192,81 +198,78 @@ def descend(search: Search, counts: Counts) -> Counts:
     """
     limit = np.array([np.inf if v is None else float(v) for v in search.limit])
     stride = max(1, -(-sum(counts) // MOST_STEPS))
-    moves = _moves(search, counts, range(len(counts)), -1)
-    losses = {g: change_of_loss(search, counts, m) for g, m in moves.items()}
-    while not _within(search, costs := _cost.totals(search.compiled, counts)):
-        if not moves:
+    present = np.array(counts, np.int64)
+    groups, changes = _moves(search, counts, range(len(counts)), -1)
+    losses = changes_of_loss(search, present, changes)
+    while not _within(search, costs := _cost.totals(search.compiled, present)):
+        if not len(groups):
             return search.floor
         over = np.maximum(costs.astype(np.float64) - limit, 0.0)
-        price = (1.0 / np.where(over > 0, over, np.inf)) @ _cost.gradient(search.compiled, counts)
-        keys = np.array(list(moves))
-        saved = -(np.array(list(moves.values()), np.float64) @ price)
-        loss = np.array(list(losses.values()))
+        price = _cost.gradient(search.compiled, present, 1.0 / np.where(over > 0, over, np.inf))
+        saved = -(changes @ price)
         with np.errstate(divide="ignore", invalid="ignore"):
-            rate = np.where(saved > 0, np.maximum(loss, 0.0) / saved, np.inf)
-        best = int(keys[np.lexsort((keys, loss, rate))[0]])
-        change, times = moves[best], stride
-        while times > 1 and (
-            not _inside(search, add(counts, change, times)) or fits(search, add(counts, change, times))
-        ):
+            rate = np.where(saved > 0, np.maximum(losses, 0.0) / saved, np.inf)
+        change = changes[np.lexsort((groups, losses, rate))[0]]
+        times = stride
+        while times > 1 and (not _inside(search, present + times * change) or fits(search, present + times * change)):
             times = 1
-        counts = add(counts, change, times)
-        touched = [g for g, m in moves.items() if any(a and b for a, b in zip(m, change, strict=True))]
-        if any(not _inside(search, add(counts, moves[g])) for g in touched):
-            touched = _renew(search, counts, moves, change, -1)
-            losses = {g: losses.get(g, 0.0) for g in moves}
-        losses.update({g: change_of_loss(search, counts, moves[g]) for g in touched})
-    return counts
+        present = present + times * change
+        touched = changes[:, change != 0].any(axis=1)
+        if not _inside(search, present + changes[touched]).all():
+            groups, changes = _renew(search, present, groups, changes, change, -1)
+            losses = changes_of_loss(search, present, changes)
+        else:
+            losses[touched] = changes_of_loss(search, present, changes[touched])
+    return tuple(present.tolist())
 
 
-def give_back(search: Search, counts: Counts, worth: Callable[[Counts, Move], float]) -> Counts:
+def give_back(search: Search, counts: Counts, worth: Worth) -> Counts:
     """Gives units back, the worthiest first, while the budget is still met: nothing more fits into the result."""
-    moves = _moves(search, counts, range(len(counts)), +1)
-    while moves:
-        # What does not fit now never will: costs only rise from here.
-        moves = {g: m for g, m in moves.items() if fits(search, add(counts, m))}
-        if not moves:
-            break
-        best = max(moves, key=lambda g: (worth(counts, moves[g]), -g))
-        change = moves[best]
-        counts = add(counts, change)
-        if any(not _inside(search, add(counts, m)) for m in moves.values()):
-            _renew(search, counts, moves, change, +1)
-    return counts
+    present = np.array(counts, np.int64)
+    groups, changes = _moves(search, counts, range(len(counts)), +1)
+    while len(groups):
+        best = int(np.argmax(worth(present, changes)))
+        change = changes[best]
+        if not fits(search, present + change):
+            # What does not fit now never will: costs only rise from here.
+            groups, changes = np.delete(groups, best), np.delete(changes, best, axis=0)
+            continue
+        present = present + change
+        if not _inside(search, present + changes).all():
+            groups, changes = _renew(search, present, groups, changes, change, +1)
+    return tuple(present.tolist())
 
 
-def loss_regained_per_cost(search: Search) -> Callable[[Counts, Move], float]:
+def loss_regained_per_cost(search: Search) -> Worth:
     """A worth for `give_back`: predicted loss won back per share of the limits that it takes."""
     scale = np.array([0.0 if v is None else 1.0 / max(v, 1) for v in search.limit])
 
-    def worth(counts: Counts, change: Move) -> float:
-        taken = (_cost.totals(search.compiled, add(counts, change)) - _cost.totals(search.compiled, counts)).astype(
-            np.float64
-        ) @ scale
-        gain = -change_of_loss(search, counts, change)
-        return gain / taken if taken > 0 else math.inf
+    def worth(counts: Ints, changes: Ints) -> Floats:
+        taken = changes @ _cost.gradient(search.compiled, counts, scale)
+        gained: Floats = -changes_of_loss(search, counts, changes) / np.maximum(taken, 1e-300)
+        return gained
 
     return worth
 
 
-def _renew(search: Search, counts: Counts, moves: dict[int, Move], change: Move, direction: int) -> list[int]:
-    """Finds the moves of the component that `change` touches anew, in place; returns the groups that have one."""
-    group = next(g for g, d in enumerate(change) if d)
-    component = next(c for c in _counts.components(search.constraints) if group in c.groups)
-    for g in component.groups:
-        moves.pop(g, None)
-    fresh = _moves(search, counts, component.groups, direction)
-    moves.update(fresh)
-    return list(fresh)
-
-
-def _moves(search: Search, counts: Counts, groups: Sequence[int], direction: int) -> dict[int, Move]:
-    """The smallest feasible change of each group; groups that would share one are named by the first."""
-    found: dict[int, Move] = {}
-    seen: set[Move] = set()
+def _moves(search: Search, counts: Sequence[int], groups: Sequence[int], direction: int) -> tuple[Ints, Ints]:
+    """The smallest feasible change of each group, [m, g]; those that would share one are named by the first, [m]."""
+    found: dict[Move, int] = {}
     for g in groups:
         change = _counts.move(search.constraints, counts, g, direction)
-        if change is not None and change not in seen:
-            seen.add(change)
-            found[g] = change
-    return found
+        if change is not None:
+            found.setdefault(change, g)
+    return np.array(list(found.values()), np.int64), np.array(list(found), np.int64).reshape(len(found), len(counts))
+
+
+def _renew(
+    search: Search, counts: Ints, groups: Ints, changes: Ints, change: Ints, direction: int
+) -> tuple[Ints, Ints]:
+    """`_moves` after counts of one component came so near to their bounds that its moves are others."""
+    group = int(np.flatnonzero(change)[0])
+    component = next(c for c in _counts.components(search.constraints) if group in c.groups)
+    stays = ~np.isin(groups, component.groups)
+    fresh = _moves(search, counts.tolist(), component.groups, direction)
+    groups, changes = np.concatenate([groups[stays], fresh[0]]), np.concatenate([changes[stays], fresh[1]])
+    order = np.argsort(groups)
+    return groups[order], changes[order]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secateur import _counts
 from secateur.allocators import _search
@@ -47,11 +48,12 @@ class GlobalThreshold:
             gone = np.bincount(order[:n_removed], minlength=len(n_units))
             return _counts.project(search.constraints, n_units - gone)
 
-        def loss_regained(present: tuple[int, ...], change: tuple[int, ...]) -> float:
-            return -_search.change_of_loss(search, present, change) / sum(change)
+        def dearest(present: NDArray[np.int64], changes: NDArray[np.int64]) -> NDArray[np.float64]:
+            each: NDArray[np.float64] = -_search.changes_of_loss(search, present, changes) / changes.sum(axis=1)
+            return each
 
         if _search.fits(search, full := counts(0)):
-            return _search.give_back(search, full, loss_regained)
+            return _search.give_back(search, full, dearest)
         low, high = 0, len(order)
         best = search.floor
         if _search.fits(search, found := counts(high)):
@@ -62,7 +64,7 @@ class GlobalThreshold:
                 high, best = middle, found
             else:
                 low = middle
-        return _search.give_back(search, best, loss_regained)
+        return _search.give_back(search, best, dearest)
 
 
 def global_threshold(normalise: _search.Normaliser | None = None) -> GlobalThreshold:

@@ -72,9 +72,8 @@ class Knapsack:
             if len(component.basis) != 1:
                 continue
             points = _choices(search, component, present, self.choices)
-            at = np.tile(np.array(present, np.int64), (len(points), 1))
-            at[:, list(component.groups)] = points
-            costs = (_cost.totals(search.compiled, at)[:, kind] - base).astype(np.float64)
+            changes = _cost.changes(search.compiled, present, component.groups, points)
+            costs = changes[:, kind].astype(np.float64)
             losses = np.zeros(len(points))
             for i, g in enumerate(component.groups):
                 losses += search.cumulative[g][search.problem.n_units[g] - points[:, i]]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from secateur import _counts
 from secateur.allocators import _search
 from secateur.schema.problem import Problem
@@ -29,11 +32,13 @@ class Uniform:
         def counts(kept: float) -> tuple[int, ...]:
             return _counts.project(search.constraints, [kept * n for n in problem.n_units])
 
-        def fraction_left(present: tuple[int, ...], change: tuple[int, ...]) -> float:
-            return -min(k / n for k, n, d in zip(present, problem.n_units, change, strict=True) if d)
+        def fraction_gone(present: NDArray[np.int64], changes: NDArray[np.int64]) -> NDArray[np.float64]:
+            kept = present / np.array(problem.n_units)
+            gone: NDArray[np.float64] = np.max(np.where(changes != 0, 1.0 - kept, 0.0), axis=1)
+            return gone
 
         if _search.fits(search, full := counts(1.0)):
-            return _search.give_back(search, full, fraction_left)
+            return _search.give_back(search, full, fraction_gone)
         low, high = 0.0, 1.0
         best = search.floor
         while high - low > 0.25 / max(problem.n_units):
@@ -42,7 +47,7 @@ class Uniform:
                 low, best = middle, found
             else:
                 high = middle
-        return _search.give_back(search, best, fraction_left)
+        return _search.give_back(search, best, fraction_gone)
 
 
 def uniform() -> Uniform:
