@@ -56,6 +56,7 @@ def read(path: Path) -> Source:
 
 
 SOURCES = [read(path) for path in sorted(PACKAGE.rglob("*.py"))]
+LAYERS = {source.layer for source in SOURCES} | STAGES | MEMBERS
 
 
 def made(name: str, text: str) -> Source:
@@ -103,8 +104,7 @@ def own_layer(dotted: str) -> str | None:
     first, *rest = dotted.split(".")
     if first != "secateur":
         return None
-    known = {source.layer for source in SOURCES} | STAGES | MEMBERS
-    return rest[0] if rest and rest[0] in known else ""
+    return rest[0] if rest and rest[0] in LAYERS else ""
 
 
 def docstrings(tree: ast.Module) -> set[int]:
