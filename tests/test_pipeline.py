@@ -195,6 +195,14 @@ def test_a_certificate_that_cannot_be_given_does_not_lose_the_models():
     assert found.chosen == 1
 
 
+def test_the_result_says_what_was_used_and_how_it_was_set(half: Result):
+    used = {u.role: u for u in half.used}
+    assert used["recovery"].settings.startswith("finetune(epochs=2, lr=0.003, ")
+    assert used["recovery"].settings.endswith(" + recalibrate()")
+    assert "1506.02626" in used["recovery"].source
+    assert (used["criterion"].name, used["schedule"].settings) == ("obd", "")
+
+
 def test_progress_is_told_and_names_the_step():
     told = []
     run(steps=1, progress=lambda label, done, total: told.append((label, done, total)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -406,6 +407,8 @@ def _describe(value: object) -> Any:
         return [*shape, hashlib.sha256(value.detach().cpu().double().numpy().tobytes()).hexdigest()]
     if isinstance(value, FunctionType | BuiltinFunctionType | MethodType):
         return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, functools.partial):
+        return [_describe(value.func), _describe(value.args), _describe(value.keywords)]
     if isinstance(value, Mapping):
         return {str(k): _describe(v) for k, v in value.items()}
     if isinstance(value, Sequence | set | frozenset):
@@ -415,6 +418,26 @@ def _describe(value: object) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"class": name, **{f.name: _describe(getattr(value, f.name)) for f in dataclasses.fields(value)}}
     return name
+
+
+# Fields that say what a member is, not how it was set.
+_FACTS = frozenset({"name", "source", "unit", "order", "gradients", "per_example"})
+
+
+def in_words(member: object) -> str:
+    """The settings of a member, as a person would write them: `epochs=3, lr=0.001`; what it is made of in brackets."""
+    if not dataclasses.is_dataclass(member) or isinstance(member, type):
+        return ""
+    parts = []
+    for field in dataclasses.fields(member):
+        value = getattr(member, field.name)
+        if isinstance(value, tuple) and value and all(dataclasses.is_dataclass(v) for v in value):
+            parts.append(" + ".join(f"{type(v).__name__.lower()}({in_words(v)})" for v in value))
+        elif dataclasses.is_dataclass(value):
+            parts.append(in_words(value))
+        elif field.name not in _FACTS and isinstance(value, bool | int | float | str):
+            parts.append(f"{field.name}={value}")
+    return ", ".join(parts)
 
 
 def labelled(progress: Progress | None, prefix: str) -> Progress | None:

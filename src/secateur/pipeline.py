@@ -237,13 +237,16 @@ def _resumed(run: Run, budget: Budget | None, *, resume: bool) -> tuple[str, Sta
 
 def _used(run: Run) -> tuple[Used, ...]:
     members = (
-        ("criterion", run.criterion.name, run.criterion.source),
-        ("allocator", run.allocator.name, ""),
-        ("recovery", run.recovery.name, run.recovery.source),
-        ("schedule", run.schedule.name, run.schedule.source),
-        ("task", run.task.name, ""),
+        ("criterion", run.criterion, run.criterion.name, run.criterion.source),
+        ("allocator", run.allocator, run.allocator.name, ""),
+        ("recovery", run.recovery, run.recovery.name, run.recovery.source),
+        ("schedule", run.schedule, run.schedule.name, run.schedule.source),
+        ("task", run.task, run.task.name, ""),
     )
-    return tuple(Used(role=role, name=name, source=source) for role, name, source in members)
+    return tuple(
+        Used(role=role, name=name, settings=_gradual.in_words(member), source=source)
+        for role, member, name, source in members
+    )
 
 
 def _certify_path(
