@@ -154,13 +154,13 @@ def derive(
     tested: list[Tested] = []
     shown: tuple[str, Sample] | None = None
     for index, (entry, candidate) in enumerate(zip(path, candidates, strict=True)):
-        sample, settled = read(model, candidate, held_out, task, settings, census, entry.name, cache)
+        sample = read(model, candidate, held_out, task, settings, census, entry.name, cache)
         if test is None:
             # The kind of score, seen on the dense model alone: 0/1 or in between. Not a result of the comparison.
             binary = bool(np.isin(sample.dense, (0.0, 1.0)).all())
             test = Exact() if binary else Betting()
             settings = dataclasses.replace(settings, test=test)
-        result = judge(sample, settled, settings, test, census, margin, entry.name, index)
+        result = judge(sample, settings, test, census, margin, entry.name, index)
         tested.append(result)
         if result.certified or shown is None:
             shown = (entry.name, sample)

@@ -10,7 +10,7 @@ from scipy.special import bdtr
 
 from secateur._certify.census import IN_ORDER, Census
 from secateur._certify.claim import Settings
-from secateur._certify.sample import Sample, drops_of, n_units, unit_scores
+from secateur._certify.sample import Sample, decide, drops_of, mean_drop, n_units, unit_scores
 from secateur._exact import POWER
 from secateur.schema.certificate import Needed, Strata, Stratum, Tested
 from secateur.schema.members import Certifier
@@ -18,7 +18,6 @@ from secateur.schema.members import Certifier
 
 def judge(
     sample: Sample,
-    settled: bool,
     settings: Settings,
     test: Certifier,
     census: Census,
@@ -29,13 +28,9 @@ def judge(
     claim = settings.claim
     dense, pruned, weights = unit_scores(sample, settings, census)
     drops = drops_of(sample, settings, census)
-    outcome = test(drops, margin=margin, level=settings.level)
-    assert outcome.certified or not settled, "a sequential test took a decision back"
+    outcome = decide(drops, test, margin, settings.level)
     share = np.full(len(dense), 1 / len(dense)) if weights is None else weights / weights.sum()
-    drop = float(share @ (dense - pruned))
-    # A capital may have crossed on a lucky part; nobody should be told "at most 1 %" beside an observed drop of 2 %.
-    # Certifying less often than the test allows, and a limit above the test's, keep every guarantee.
-    certified = outcome.certified and drop <= margin + 1e-12
+    drop, certified = mean_drop(drops), outcome.certified
     limit = max(test.limit(drops, margin=margin, level=settings.level), drop)
     # The limit is found numerically, from above; the decision is what counts, and the two must agree.
     limit = min(limit, margin) if certified else max(limit, margin)
@@ -126,15 +121,13 @@ def strata_of(
         part = _part(sample, np.array([k == key for k in sample.strata]))
         found = dataclasses.replace(census.held_out, n_units=n_units(part), checkable=True)
         inside = dataclasses.replace(census, held_out=found)
-        dense, pruned, weights = unit_scores(part, settings, inside)
         drops = drops_of(part, settings, inside)
-        share = np.full(len(dense), 1 / len(dense)) if weights is None else weights / weights.sum()
-        drop = float(share @ (dense - pruned))
+        drop = mean_drop(drops)
         binary = differences(part)
         items.append(
             Stratum(
                 key=str(key),
-                n=len(dense),
+                n=len(drops.values),
                 drop=drop * claim.scale,
                 limit=max(test.limit(drops, margin=margin, level=level), drop) * claim.scale,
                 losses=None if binary is None else int((binary == 1).sum()),
