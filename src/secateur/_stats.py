@@ -526,7 +526,7 @@ def _measure(
         assert gates is not None
         slow = frozenset(range(len(groups.groups))) - frozenset(plan.tapped)
         if slow and plan.n_units:
-            columns = _columns(plan, slow)
+            columns = _columns(plan, slow).to(gates.device)
             gates = gates.index_copy(1, columns, _one_by_one(model, plan, slow, batch, task, n, None).to(gates))
             for k in range(draws):
                 more = _one_by_one(model, plan, slow, batch, task, n, generator).to(gates)
