@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -241,6 +242,12 @@ def test_alignment_is_of_lengths_not_of_units() -> None:
     assert aligned_solutions(groups, 8) == {(h, c) for h in range(1, 7) for c in (8, 16, 24)}
     assert aligned_solutions(groups, 1) == {(h, c) for h in range(1, 7) for c in range(1, 25)}
     assert _counts.alignments(groups, 1) == ()
+
+
+def test_what_only_scales_asks_for_no_alignment() -> None:
+    table = Member(param="bias_table", axis=1, units=tuple(range(6)), role="scale")
+    assert aligned_solutions(make_groups((axis("q", 6, each=16), table)), 8) == {(h,) for h in range(1, 7)}
+    assert aligned_solutions(make_groups((dataclasses.replace(table, units=tuple(range(16))),)), 8) == {(8,), (16,)}
 
 
 def test_alignment_counts_what_is_fixed_on_the_axis() -> None:

@@ -198,9 +198,10 @@ def kept_units(order: Sequence[Sequence[int]], counts: Sequence[int]) -> tuple[t
 
 
 def alignments(groups: Groups, round_to: int, least: int = 1) -> tuple[Equation, ...]:
-    """Equations that make the length of every parameter axis a multiple of `round_to`.
+    """Equations that make the length of every parameter axis that a matrix product runs over a multiple of `round_to`.
 
-    Lengths are aligned, not unit counts: a head of 64 channels is aligned by itself. A group whose own axis no count
+    Lengths are aligned, not unit counts: a head of 64 channels is aligned by itself, and a table with one column per
+    head asks for nothing. A group whose own axis no count
     can align (6 channels and `round_to=8`) is left whole by an equation that says so; an axis that is shared
     by several groups and can never be aligned, whatever their counts, binds nothing.
     """
@@ -209,7 +210,8 @@ def alignments(groups: Groups, round_to: int, least: int = 1) -> tuple[Equation,
     axes: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
     lengths: dict[tuple[str, int], int] = {}
     for group in groups.groups:
-        for member in group.members:
+        products = [member for member in group.members if member.role != "scale"]
+        for member in products or group.members:
             key = (member.param, member.axis)
             covered = len(member.units) - member.units.count(-1)
             axes[key][group.index] = axes[key].get(group.index, 0) + covered // group.n_units
