@@ -41,6 +41,7 @@ _NOT_SIZES = frozenset(
     "padding kernel_size stride dilation output_padding padding_idx ceil_mode scale_factor num_layers".split()
 )
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_DEMO = os.path.join(_HERE, "cli", "demo_models")  # networks as users write them
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 
 
@@ -156,7 +157,7 @@ def source_line() -> str:
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if not path.startswith((_HERE, _TORCH)) and not path.startswith("<"):
+        if path.startswith(_DEMO) or not path.startswith((_HERE, _TORCH, "<")):
             return f"{'/'.join(path.split(os.sep)[-2:])}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
