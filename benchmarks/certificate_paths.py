@@ -101,8 +101,8 @@ def digits_path(arch: str, seed: int) -> Path:
         train,
         train,
         (images[597:], labels[597:]),
-        kept=(0.9, 0.8, 0.7, 0.6, 0.5, 0.4),
-        recovery=sc.recoveries.finetune(epochs=max(2, recipe.recover_epochs // 3), lr=recipe.recover_lr),
+        kept=(0.95, 0.85, 0.75, 0.65, 0.55, 0.45),
+        recovery=sc.recoveries.finetune(epochs=recipe.recover_epochs, lr=recipe.recover_lr),
         n_held_out=400,
         margin=0.03,
     )
