@@ -144,6 +144,8 @@ def check_fresh(census: Census, history: Sequence[Certificate]) -> list[str]:
                 got=f"{hits} of {len(sketch)} remembered examples of try {number} occur again",
                 todo="hold out data that no earlier try has seen; to check a certificate, verify it instead",
             )
+        if hits:
+            notes.append(f"{hits} of {len(sketch)} remembered examples of try {number} occur again.")
         if not sketch or not census.held_out.checkable:
             notes.append(f"Whether the data differs from that of try {number} could not be checked.")
     return notes
