@@ -301,6 +301,20 @@ def test_a_run_that_was_interrupted_and_resumed_ends_with_the_same_bits(half: Re
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("moment", ["scan", "cross-validate"])
+def test_a_run_that_chooses_its_budget_goes_on_after_an_interruption(tmp_path: Path, moment: str):
+    def interrupt(label, done, total):
+        if moment in label and done == 4:
+            raise Killed
+
+    plain = {"budget": None, "steps": 1, "recovery": recoveries.recalibrate()}
+    with pytest.raises(Killed):
+        run(out=tmp_path / "run", progress=interrupt, **plain)
+    resumed, whole = run(out=tmp_path / "run", resume=True, **plain), run(**plain)
+    assert (resumed.curves, resumed.validation) == (whole.curves, whole.validation)
+    assert resumed.candidates == whole.candidates
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
