@@ -64,6 +64,7 @@ def run(**changes) -> Result:
         "budget": HALF,
         "max_drop": 0.05,
         "steps": 2,
+        "schedule": schedules.linear(),
         "recovery": recoveries.chain(recoveries.finetune(epochs=2, lr=3e-3), recoveries.recalibrate()),
     }
     given = {**plain, **changes}
@@ -218,8 +219,8 @@ def test_a_step_that_loses_too_much_is_rolled_back_and_ends_the_run():
             with torch.no_grad():
                 model.head.weight.zero_()
 
-    found = run(steps=5, max_drop=0.9, recovery=Does(ruin_third, []), schedule=schedules.linear())
-    found_strict = run(steps=5, max_drop=0.6, recovery=Does(ruin_third, []), schedule=schedules.linear())
+    found = run(steps=5, max_drop=0.9, recovery=Does(ruin_third, []))
+    found_strict = run(steps=5, max_drop=0.6, recovery=Does(ruin_third, []))
     assert [c.accepted for c in found.candidates] == [True] * 6
     assert [c.accepted for c in found_strict.candidates] == [True, True, True, False]
     assert found_strict.chosen == 2

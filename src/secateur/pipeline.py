@@ -79,7 +79,7 @@ def prune(
         max_drop: allowed drop of the mean score, or increase of the mean loss in nats where the task has no score.
             None: whatever it costs; then there is no certificate.
         steps: gradual steps.
-        criterion: default `obd()`.  allocator: default `greedy()`.  schedule: default `linear()`.
+        criterion: default `obd()`.  allocator: default `greedy()`.  schedule: default `cubic()`.
         recovery: after every cut; default `chain(finetune(epochs=3), recalibrate())`.
         scan: measure curves, for the allocator and the report: `never`, `once` (of the dense model), or at `each`
             step anew. Default: `once` if there is no budget, else `never`.
@@ -107,7 +107,7 @@ def prune(
         criterion=criterion or criteria.obd(),
         allocator=allocator or allocators.greedy(),
         recovery=recovery or recoveries.chain(recoveries.finetune(epochs=3), recoveries.recalibrate()),
-        schedule=schedule or schedules.linear(),
+        schedule=schedule or schedules.cubic(),
         steps=steps,
         max_drop=max_drop,
         scan=scan or ("once" if budget is None else "never"),
