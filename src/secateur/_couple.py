@@ -36,7 +36,7 @@ from secateur._lengths import (
 from secateur.errors import CoupleError, UnknownName
 from secateur.ops import RULES, rule_key
 from secateur.ops._kernel import INT, Kernel, Label, support
-from secateur.ops._rule import Operation, Rule, bare
+from secateur.ops._rule import Operation, Rule, bare, keeps_zeros
 from secateur.ops.sizes import Requirement, number, requirements
 from secateur.schema.graph import Expression, Graph, Integer, Node, Op, Ref, Run, Size
 from secateur.schema.groups import (
@@ -157,6 +157,7 @@ def _apply_rule(kernel: Kernel, run: Run, node: Node, env: list[Label | None], r
             ) from error
         results = [given] if isinstance(given, Label) else list(given)
     names = _names_of(operation.labels)
+    zero = keeps_zeros(rule_key(node.op), operation)
     for out, made, shape in zip(node.outputs, list(results) + [None] * len(shapes), shapes, strict=False):
         if out is None:
             continue
@@ -169,7 +170,7 @@ def _apply_rule(kernel: Kernel, run: Run, node: Node, env: list[Label | None], r
                 got=None if found is None else found.shape,
             )
         if run.values[out].param is None or node.writes:
-            env[out] = Label(found.shape, found.slots, names)
+            env[out] = Label(found.shape, found.slots, names, zero)
 
 
 def _names_of(labels: Sequence[Label]) -> frozenset[str] | None:
@@ -217,13 +218,8 @@ def _freeze_opaque(kernel: Kernel, graph: Graph, environments: list[list[Label |
                 continue
             for value in _refs((call.args, tuple(call.kwargs.values()))):
                 label = environments[r][value]
-                if label is None or label.names is None or label.rank != 2:
-                    continue
-                for slot in label.slots:
-                    if 0 in support(slot) and label.shape[0] != label.shape[1]:
-                        kernel.freeze(slot, "torch.nn.functional.multi_head_attention_forward fixes the head size")
-                    if 1 in support(slot) and any("out_proj" in name for name in label.names):
-                        kernel.freeze(slot, "torch.nn.functional.multi_head_attention_forward fixes the head size")
+                if label is not None and label.names:
+                    kernel.freeze_label(label, "torch.nn.functional.multi_head_attention_forward fixes its sizes")
 
 
 def _freeze_unexecuted(kernel: Kernel, graph: Graph) -> None:

@@ -40,6 +40,7 @@ _DROPOUT = frozenset(
 _NOT_SIZES = frozenset(
     "padding kernel_size stride dilation output_padding padding_idx ceil_mode scale_factor num_layers".split()
 )
+_RANDOM = frozenset("rand rand_like randn randn_like normal uniform bernoulli exponential".split())
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _DEMO = os.path.join(_HERE, "cli", "demo_models")  # networks as users write them
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
@@ -398,6 +399,8 @@ class Plain:
         """Run it, with the dropout inside attention and recurrent layers switched off."""
         args, kwargs = quiet(op, args, kwargs)
         out = function(*args, **kwargs)
+        if rule_key(op) in _RANDOM and isinstance(out, Tensor) and out.is_floating_point():
+            out.fill_(0.5)  # what is drawn at random must not depend on how much is drawn
         for tensor in leaves(out):
             if tensor.is_floating_point() and tensor.dtype != torch.float64:
                 self.low_precision = True

@@ -32,11 +32,13 @@ class Label:
     Attributes:
         shape: of the value.  slots: int32 arrays of the same rank, disjoint supports.
         names: names of the parameters it was computed from, if from parameters and constants alone; else None.
+        zero: entries of silenced units are zero here (not so after exp, or after adding one).
     """
 
     shape: tuple[int, ...]
     slots: tuple[Tensor, ...] = ()
     names: frozenset[str] | None = None
+    zero: bool = True
 
     @property
     def rank(self) -> int:
@@ -292,6 +294,9 @@ class Kernel:
         """
         shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
         self._note_reading(a, b, axes)
+        if not (a.zero or b.zero):
+            for operand in (a, b):
+                self.statistic(operand, axes, "entries of removed units would not be zero where they are summed")
         product = self.pointwise(shape, [a, b])
         if count:
             self.facts.products.append(Product(self.site, product, multiplier))
@@ -362,22 +367,26 @@ class Kernel:
             for d, s in zip(where, source, strict=True):
                 view[d] = slot.shape[s]
             slots.append(slot.reshape(view))
-        return Label(tuple(shape), tuple(slots), label.names)
+        return Label(tuple(shape), tuple(slots), label.names, label.zero)
 
     def unsqueeze(self, label: Label, axis: int) -> Label:
         """A new axis of size 1."""
         slots = tuple(s.unsqueeze(axis) for s in label.slots)
-        return Label((*label.shape[:axis], 1, *label.shape[axis:]), slots, label.names)
+        return Label((*label.shape[:axis], 1, *label.shape[axis:]), slots, label.names, label.zero)
 
     def squeeze(self, label: Label, axis: int) -> Label:
         """Drop an axis of size 1."""
         return Label(
-            label.shape[:axis] + label.shape[axis + 1 :], tuple(s.squeeze(axis) for s in label.slots), label.names
+            label.shape[:axis] + label.shape[axis + 1 :],
+            tuple(s.squeeze(axis) for s in label.slots),
+            label.names,
+            label.zero,
         )
 
     def permute(self, label: Label, order: Sequence[int]) -> Label:
         """Reorder the axes."""
-        return Label(tuple(label.shape[d] for d in order), tuple(s.permute(*order) for s in label.slots), label.names)
+        slots = tuple(s.permute(*order) for s in label.slots)
+        return Label(tuple(label.shape[d] for d in order), slots, label.names, label.zero)
 
     def transpose(self, label: Label) -> Label:
         """Swap the last two axes."""

@@ -52,6 +52,18 @@ def split(k: Kernel, op: Operation) -> Sequence[Label | None]:
     return parts
 
 
+def glu(k: Kernel, op: Operation) -> Label:
+    """glu(x, dim) = a * sigmoid(b), a and b the halves of x."""
+    x: Label = op.args[0]
+    axis = op.arg(1, "dim", -1) % x.rank
+    if not x.slots:
+        return Label(op.shape)
+    half = x.shape[axis] // 2
+    first, second = (k.move(x, lambda slot, s=start: slot.narrow(axis, s, half))[0] for start in (0, half))  # type: ignore[misc]
+    k.even([first, second], axis, "glu halves it")
+    return k.pointwise(op.shape, [first, second])
+
+
 def as_strided(k: Kernel, op: Operation) -> Label:
     """Only where nothing moves; anything else reads memory in a way that no label can follow."""
     x: Label = op.args[0]
@@ -130,6 +142,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("repeat", repeat),
     ("repeat_interleave", repeat_interleave),
     ("as_strided", as_strided),
+    ("glu", glu),
     ("roll", roll),
     ("unfold", unfold),
     ("flip", flip),
