@@ -33,6 +33,7 @@ from secateur._lengths import (
     to_equation,
     to_extent,
 )
+from secateur._replay import is_pointwise
 from secateur.errors import CoupleError, UnknownName
 from secateur.ops import RULES, rule_key
 from secateur.ops._kernel import INT, Kernel, Label, support
@@ -139,7 +140,7 @@ def _apply_rule(kernel: Kernel, run: Run, node: Node, env: list[Label | None], r
     operation = Operation(
         op=node.op, args=label_of(node.args), kwargs={k: label_of(v) for k, v in node.kwargs.items()}, shapes=shapes
     )
-    rule = rules.get(rule_key(node.op)) or (RULES["add"] if _is_pointwise(node.op) else None)
+    rule = rules.get(rule_key(node.op)) or (RULES["add"] if is_pointwise(node.op) else None)
     results: Sequence[Label | None]
     if rule is None:
         for label in operation.labels:
@@ -180,15 +181,6 @@ def _names_of(labels: Sequence[Label]) -> frozenset[str] | None:
             return None
         names |= label.names
     return names
-
-
-def _is_pointwise(op: str) -> bool:
-    target: Any = torch.ops
-    for part in op.split("."):
-        if not hasattr(target, part):
-            return False
-        target = getattr(target, part)
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
 
 
 def _apply_wishes(kernel: Kernel, graph: Graph, freeze: tuple[str, ...], tie: tuple[tuple[str, str], ...]) -> None:

@@ -384,6 +384,16 @@ def leaves(item: Any) -> list[Tensor]:
     return found
 
 
+def is_pointwise(op: str) -> bool:
+    """Whether torch itself tags this operator as element by element."""
+    target: Any = torch.ops
+    for part in op.split("."):
+        if not hasattr(target, part):
+            return False
+        target = getattr(target, part)
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
+
+
 class Plain:
     """A watcher that only keeps dropout out, and notes whether anything was computed below double precision."""
 
