@@ -131,7 +131,7 @@ def verify_cut(
     Raises:
         CutMismatch: naming the first operation where they part.
     """
-    wide, narrow, to_wide = _precision(model, small)
+    wide, narrow, to_wide = _precision(model, small, examples[0])
     dense = copy.deepcopy(wide)
     checks: list[_Check] = []
     distance = 0.0
@@ -183,15 +183,21 @@ def _grown(inputs: Any) -> Any | None:
     return map_tensors(inputs, grow)
 
 
-def _precision(model: nn.Module, small: nn.Module) -> tuple[nn.Module, nn.Module, Callable[[Any], Any]]:
-    """Both models in double precision where that is affordable, and the conversion of inputs."""
+def _precision(model: nn.Module, small: nn.Module, example: Any) -> tuple[nn.Module, nn.Module, Callable[[Any], Any]]:
+    """Both models in double precision where that is affordable and the model allows it, and how to convert inputs."""
+    native = (model, copy.deepcopy(small), lambda item: item)
     if sum(p.numel() for p in model.parameters()) > _DOUBLE_LIMIT:
-        return model, copy.deepcopy(small), lambda item: item
+        return native
 
-    def widen(tensor: Tensor) -> Tensor:
-        return tensor.double() if tensor.is_floating_point() else tensor
+    def widen(item: Any) -> Any:
+        return map_tensors(item, lambda t: t.double() if t.is_floating_point() else t)
 
-    return copy.deepcopy(model).double(), copy.deepcopy(small).double(), lambda item: map_tensors(item, widen)
+    wide = copy.deepcopy(model).double()
+    try:
+        _seeded(lambda: plain_output(copy.deepcopy(wide), widen(copy.deepcopy(example)), "eval"))
+    except Exception:  # noqa: BLE001 - whatever it raises, this model insists on its own precision
+        return native
+    return wide, copy.deepcopy(small).double(), widen
 
 
 def _seeded(run: Callable[[], Any]) -> Any:
