@@ -158,14 +158,14 @@ def test_power_at_one_point_and_two_percent_discordance(n: int, least: float) ->
 
 def test_the_region_for_ten_thousand_is_built_in_ten_seconds_and_a_test_takes_milliseconds() -> None:
     _exact.region.cache_clear()
-    start = time.perf_counter()
+    start = time.process_time()
     _exact.region(10_000, 0.01, 0.05)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     values = np.zeros(10_000)
     values[:80], values[80:160] = 1, -1
-    start = time.perf_counter()
+    start = time.process_time()
     assert exact()(drops(values), margin=0.01, level=0.05).certified
-    assert time.perf_counter() - start < 0.05
+    assert time.process_time() - start < 0.05
 
 
 @pytest.mark.parametrize(("drop", "discordance"), [(0.0, 0.02), (0.0, 0.1), (0.005, 0.02), (-0.005, 0.03)])
