@@ -62,18 +62,16 @@ def _collect(item: object, found: list[Label]) -> None:
 
 # operations that leave zeros where all tensor arguments have zeros, whatever else they are given
 KEEPS_ZEROS = frozenset(
-    "linear matmul __matmul__ __rmatmul__ einsum bilinear scaled_dot_product_attention convolution _convolution mm bmm "
-    "addmm baddbmm mv abs asin asinh atan atanh ceil celu elu erf expm1 floor gelu hardshrink hardswish hardtanh "
-    "leaky_relu log1p mish mul multiply neg _prelu_kernel prelu relu relu6 round selu sgn sign silu sin sinh "
-    "softshrink softsign sqrt square tan tanh trunc native_batch_norm native_layer_norm native_group_norm rms_norm embedding "
-    "_native_batch_norm_legit_no_training clone contiguous detach alias _to_copy to lift_fresh dropout "
-    "native_dropout "
-    "view _unsafe_view reshape permute transpose t squeeze unsqueeze select slice unbind split split_with_sizes chunk "
-    "expand repeat cat stack constant_pad_nd zeros zeros_like new_zeros sum mean lstm gru rnn_tanh rnn_relu copy "
-    "pixel_shuffle pixel_unshuffle unsafe_split _softmax index_select index roll flip unfold avg_pool2d max_pool2d "
-    "max_pool2d_with_indices _adaptive_avg_pool2d adaptive_avg_pool2d upsample_bilinear2d upsample_nearest2d "
-    "cumsum "
-    "linalg_vector_norm norm amax glu".split()
+    "linear matmul __matmul__ __rmatmul__ einsum bilinear scaled_dot_product_attention convolution _convolution "
+    "mm bmm addmm baddbmm mv abs asin asinh atan atanh ceil celu elu erf expm1 floor gelu hardshrink hardswish "
+    "hardtanh leaky_relu log1p mish mul multiply neg _prelu_kernel prelu relu relu6 round selu sgn sign silu sin "
+    "sinh softshrink softsign sqrt square tan tanh trunc native_batch_norm native_layer_norm native_group_norm "
+    "rms_norm embedding _native_batch_norm_legit_no_training clone contiguous detach alias _to_copy to lift_fresh "
+    "dropout native_dropout view _unsafe_view reshape permute transpose t squeeze unsqueeze select slice unbind "
+    "split split_with_sizes chunk expand repeat cat stack constant_pad_nd zeros zeros_like new_zeros sum mean "
+    "lstm gru rnn_tanh rnn_relu copy pixel_shuffle pixel_unshuffle unsafe_split _softmax index_select index roll "
+    "flip unfold avg_pool2d max_pool2d max_pool2d_with_indices _adaptive_avg_pool2d adaptive_avg_pool2d "
+    "upsample_bilinear2d upsample_nearest2d cumsum linalg_vector_norm norm amax glu".split()
 )
 # zero where every tensor argument is zero, but not if a plain number is given too
 ADDS_ZEROS = frozenset("add sub rsub subtract maximum minimum where lerp addcmul".split())
