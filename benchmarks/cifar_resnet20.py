@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import secateur as sc
 from cifar import Block, Images, ResNet20, data_folder, read, trained
-from secateur._latency import measure
+
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
@@ -265,7 +265,7 @@ def params(model: nn.Module) -> int:
 def side_by_side(models: dict[str, nn.Module], *, repeats: int) -> dict[tuple[str, int], tuple[float, float, float]]:
     """(median, low, high) seconds of one forward pass, for each model and batch size, from interleaved runs."""
     inputs = {batch: (torch.randn(batch, 3, 32, 32),) for batch in (1, 256)}
-    return {(t.label, t.batch): (t.median, t.low, t.high) for t in measure(models, inputs, repeats=repeats)}
+    return {(t.label, t.batch): (t.median, t.low, t.high) for t in sc.measure(models, inputs, repeats=repeats)}
 
 
 def table(rows: list[Row], *, threads: int) -> str:
