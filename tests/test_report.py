@@ -10,11 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from helpers import reports
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, spearmanr
 
+from helpers import reports
 from secateur import _report
 from secateur._report._format import percent, points, quantity, seconds, size, wilson
 from secateur.schema import from_json, to_json

@@ -115,7 +115,12 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     # Copies, since safetensors refuses views and shared storage.
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(tensors.items())}
     metadata = {"format": "pt", CHECKSUM: _digest_tensors(plain)}
-    _replace(Path(path), lambda temporary: save_file(plain, temporary, metadata=metadata))
+
+    def write(temporary: Path) -> None:
+        save_file(plain, temporary, metadata=metadata)
+        _sort_header(temporary)
+
+    _replace(Path(path), write)
 
 
 def load_tensors(path: str | Path, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
@@ -166,6 +171,17 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _sort_header(path: Path) -> None:
+    """Same tensors, same bytes: safetensors writes its metadata in an order that changes from call to call."""
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "a sorted header is as long as an unsorted one"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _whole_length(file: Any) -> int:

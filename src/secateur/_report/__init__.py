@@ -64,7 +64,8 @@ def summary(result: Result) -> Report:
             "secateur": _surgery.package_version(),
             "torch": torch.__version__,
             "Python": platform.python_version(),
-            "on": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+            "on": f"{platform.system()} {platform.machine()}",
+            "torch threads": str(torch.get_num_threads()),
         },
     )
 

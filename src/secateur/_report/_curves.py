@@ -21,17 +21,27 @@ class Measured:
     Attributes:
         reading: what was measured, all folds together.
         predicted: increase of the loss that the scores predict, nats; None where they have no unit.
+        recovered: the same after a cheap recovery (batch norm recalibrated); None where there was none.
     """
 
     reading: Reading
     predicted: float | None
+    recovered: Reading | None
 
 
-def measured(curves: Curves, scores: Scores | None, *, recovered: bool = False) -> tuple[tuple[Measured, ...], ...]:
+def measured(curves: Curves, scores: Scores | None) -> tuple[tuple[Measured, ...], ...]:
     """[g][j]: every point that was measured, in order of the units removed."""
+    after = {(r.group, r.n_removed): r for line in read(curves, recovered=True) for r in line}
     return tuple(
-        tuple(Measured(reading=reading, predicted=_predicted(reading, scores)) for reading in line)
-        for line in read(curves, recovered=recovered)
+        tuple(
+            Measured(
+                reading=reading,
+                predicted=_predicted(reading, scores),
+                recovered=after.get((reading.group, reading.n_removed)),
+            )
+            for reading in line
+        )
+        for line in read(curves, recovered=False)
     )
 
 

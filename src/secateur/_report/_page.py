@@ -173,7 +173,13 @@ def _path(report: Report) -> dict[str, Any]:
                     "" if c.drop is None or not i else _difference(report, c.drop, sign=True),
                 ],
                 "kind": "yes" if c.accepted and i else "quiet" if not i else "no",
-                "state": "chosen" if i == report.chosen else "accepted" if c.accepted else "rolled back",
+                "state": "chosen"
+                if i == report.chosen
+                else "start"
+                if not i
+                else "accepted"
+                if c.accepted
+                else "rolled back",
             }
         )
     plot = ""
@@ -279,6 +285,8 @@ def _sensitivity(report: Report) -> dict[str, Any]:
             "Each group alone, the units with the lowest scores removed first, nothing retrained; "
             f"{curves.n_folds} folds together, bars are 95 % intervals of the paired difference."
         )
+        if any(p.recovered is not None for line in lines for p in line):
+            found["lead"] += " Squares: after batch norm was recalibrated, which every step does anyway."
         correlation = rank_correlation(lines)
         if correlation is not None:
             found["agreement"] = _plots.agreement(lines)

@@ -15,7 +15,7 @@ from secateur._report._curves import Measured
 from secateur.errors import NotInstalled
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
-DENSE, GOOD, BAD, ACCENT = "#52606d", "#0b7a75", "#b3261e", "#c77700"
+DENSE, GOOD, BAD, ACCENT, COOL = "#52606d", "#0b7a75", "#b3261e", "#c77700", "#3b6fb6"
 _STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"],
@@ -114,6 +114,7 @@ def sensitivity(names: Sequence[str], lines: Sequence[Sequence[Measured]], *, co
     shown = [(name, line) for name, line in zip(names, lines, strict=True) if line]
     rows = -(-len(shown) // columns)
     every = [p.reading for _, line in shown for p in line]
+    every += [p.recovered for _, line in shown for p in line if p.recovered is not None]
     top = max(r.loss + 1.96 * r.error for r in every)
     low = min(r.loss - 1.96 * r.error for r in every)
 
@@ -133,11 +134,12 @@ def sensitivity(names: Sequence[str], lines: Sequence[Sequence[Measured]], *, co
             grid[0, 0].set_yticks(ticks, [f"{t:g}" for t in ticks])
             grid[0, 0].minorticks_off()
         grid[0, 0].set_ylim(min(1.2 * low, -0.02), 1.2 * top)
-        grid[0, 0].legend(fontsize=8, loc="upper left")
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, fontsize=8.5, loc="outside upper right", ncols=len(labels))
         figure.supxlabel("units removed, %", fontsize=9)
         figure.supylabel("increase of the loss, nats", fontsize=9)
 
-    return _draw(2.6 * columns, 1.75 * rows + 0.5, paint)
+    return _draw(2.6 * columns, 1.75 * rows + 0.75, paint)
 
 
 def _one_curve(cell: Any, line: Sequence[Measured]) -> None:
@@ -148,6 +150,11 @@ def _one_curve(cell: Any, line: Sequence[Measured]) -> None:
     cell.plot(ends, [0, *(r.fit for r in points)], color=GOOD, linewidth=1.2, label="isotonic fit")
     if all(p.predicted is not None for p in line):
         cell.plot(x, [p.predicted for p in line], color=ACCENT, lw=1.1, ls=(0, (4, 2)), label="score predicts")
+    after = [p.recovered for p in line if p.recovered is not None]
+    if after:
+        bars = [1.96 * r.error for r in after]
+        values = [100 * r.removed for r in after], [r.loss for r in after], bars
+        cell.errorbar(*values, fmt="s-", color=COOL, ms=2.5, lw=1, elinewidth=0.9, label="recalibrated")
     bars = [1.96 * r.error for r in points]
     cell.errorbar(x, [r.loss for r in points], bars, fmt="o", color=GOOD, ms=3, elinewidth=0.9, label="measured")
 

@@ -256,7 +256,7 @@ def prune(
     recovery: Annotated[
         str, typer.Option("--recovery", help="after every cut; several with + between them")
     ] = "finetune(epochs=3)+recalibrate",
-    schedule: Annotated[str, typer.Option("--schedule", help="one_shot, linear, cubic")] = "linear",
+    schedule: Annotated[str, typer.Option("--schedule", help="one_shot, linear, cubic")] = "cubic",
     confidence: o.Confidence = 0.95,
     round_to: Annotated[int, typer.Option("--round-to", help="kept counts are multiples of this")] = 1,
     inputs: o.Inputs = None,
@@ -315,6 +315,7 @@ def certify(
     max_drop: o.MaxDrop = None,
     task: o.TaskName = "classification",
     confidence: o.Confidence = 0.95,
+    more_tries: Annotated[bool, typer.Option("--more-tries", help="keep error probability for later tries")] = False,
     random_weights: o.RandomWeights = False,
     out: o.Out = None,
     seed: o.Seed = 0,
@@ -343,6 +344,9 @@ def certify(
             max_drop=max_drop,
             confidence=confidence,
             also=(splits.search, splits.train),
+            history=() if kept.certificate is None else (kept.certificate,),
+            more_tries=more_tries,
+            seed=seed,
         )
     _export.save(small, folder, receipt=kept.saved.receipt, certificate=proof, plan=kept.plan)
     if json:

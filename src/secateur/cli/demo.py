@@ -58,7 +58,7 @@ class Recipe:
 RECIPES = table(
     ("cnn", Recipe(make=ResidualCNN, epochs=20, lr=3e-3, recover_epochs=6, recover_lr=1e-3)),
     ("lstm", Recipe(make=RowLSTM, epochs=60, lr=5e-3, recover_epochs=12, recover_lr=2e-3)),
-    ("transformer", Recipe(make=PatchTransformer, epochs=45, lr=2e-3, recover_epochs=8, recover_lr=1e-3)),
+    ("transformer", Recipe(make=PatchTransformer, epochs=60, lr=2e-3, recover_epochs=8, recover_lr=1e-3)),
 )
 
 
@@ -139,6 +139,7 @@ def run(
         max_drop=MAX_DROP,
         steps=STEPS,
         recovery=chain(finetune(epochs=recipe.recover_epochs, lr=recipe.recover_lr), recalibrate()),
+        scan="once",
         confidence=CONFIDENCE,
         seed=seed,
         out=folder / "run",
