@@ -503,6 +503,12 @@ def test_later_tries_spend_their_share_on_fresh_data() -> None:
     assert [c.level for c in (first, second, third)] == pytest.approx([0.05 / 2, 0.05 / 6, 0.05 / 12])
     assert (third.attempt, third.spent) == (3, pytest.approx(0.05 * 2 / 3))
     assert "try 3" in explain(third)
+    assert attempt(2, history=[second]) == third  # the last certificate remembers the whole series
+    assert verify_certificate(
+        third, answers(), [answers(*range(2 * N, 2 * N + 100))], batches(start=2 * N), make_task()
+    ).holds
+    with pytest.raises(CertificateError, match="used before"):
+        attempt(0, history=[second])
     with pytest.raises(CertificateError, match="used before"):
         attempt(0, history=[first])
 

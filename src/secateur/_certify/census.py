@@ -9,7 +9,7 @@ from typing import Literal
 from secateur import _evaluate
 from secateur._evaluate import Progress
 from secateur.errors import CertificateError, EmptyData, InputError, SplitOverlap
-from secateur.schema.certificate import Certificate, HeldOut, Overlap
+from secateur.schema.certificate import Certificate, HeldOut, Overlap, Try
 from secateur.schema.task import Batches, Task
 
 Duplicates = Literal["refuse", "merge", "keep"]
@@ -129,23 +129,31 @@ def repeated(h: str, key: object, seen: set[object]) -> bool:
     return False
 
 
-def check_fresh(census: Census, history: Sequence[Certificate]) -> list[str]:
+def tries(history: Sequence[Certificate]) -> tuple[Try, ...]:
+    """All tries before this one, whether all certificates of the series are given or only the last."""
+    found: list[Try] = []
+    for c in history:
+        own = Try(level=c.level, fingerprint=c.held_out.fingerprint, sketch=c.held_out.sketch)
+        found += [t for t in (*c.earlier, own) if t not in found]
+    return tuple(found)
+
+
+def check_fresh(census: Census, earlier: Sequence[Try]) -> list[str]:
     """Notes on earlier tries; refuses data that one of them has used."""
     notes = []
     ours = {h[:16] for h in census.hashes}
-    for number, earlier in enumerate(history, start=1):
-        sketch = earlier.held_out.sketch
-        hits = sum(s in ours for s in sketch)
-        if earlier.held_out.fingerprint == census.held_out.fingerprint or hits > _TOLERATED * max(len(sketch), 1):
+    for number, before in enumerate(earlier, start=1):
+        hits = sum(s in ours for s in before.sketch)
+        if before.fingerprint == census.held_out.fingerprint or hits > _TOLERATED * max(len(before.sketch), 1):
             raise CertificateError(
                 "this held-out data has been used before",
                 where=f"try {number} of the history",
                 expected="fresh data for every try",
-                got=f"{hits} of {len(sketch)} remembered examples of try {number} occur again",
+                got=f"{hits} of {len(before.sketch)} remembered examples of try {number} occur again",
                 todo="hold out data that no earlier try has seen; to check a certificate, verify it instead",
             )
         if hits:
-            notes.append(f"{hits} of {len(sketch)} remembered examples of try {number} occur again.")
-        if not sketch or not census.held_out.checkable:
+            notes.append(f"{hits} of {len(before.sketch)} remembered examples of try {number} occur again.")
+        if not before.sketch or not census.held_out.checkable:
             notes.append(f"Whether the data differs from that of try {number} could not be checked.")
     return notes

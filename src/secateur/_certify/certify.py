@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from secateur import _evaluate
 from secateur._betting import Betting
-from secateur._certify.census import Census, check_fresh, take_census
+from secateur._certify.census import Census, check_fresh, take_census, tries
 from secateur._certify.claim import Claim, Settings, make_claim
 from secateur._certify.judge import judge, strata_of
 from secateur._certify.sample import Sample, read
@@ -25,7 +25,7 @@ from secateur._evaluate import Progress
 from secateur._exact import Exact
 from secateur._surgery import fingerprint_weights, package_version
 from secateur.errors import CertificateError, InputError
-from secateur.schema.certificate import Certificate, Entry, Tested
+from secateur.schema.certificate import Certificate, Entry, Tested, Try
 from secateur.schema.members import Certifier
 from secateur.schema.task import Batch, Batches, Task
 
@@ -78,7 +78,8 @@ def certify(
         max_weight: the largest weight a unit can have (with groups: the most examples, or the largest sum
             of weights), known beforehand; units then count by weight. None = every unit counts the same.
         strata: (batch) -> N keys, for example the labels: drops per class, with limits that hold together.
-        history: earlier certificates of this series. Try k >= 2 spends delta / (k (k + 1)), on fresh data.
+        history: earlier certificates of this series, or the last of them, which remembers the others. Try k >= 2
+            spends delta / (k (k + 1)), on fresh data.
         more_tries: spend delta / 2 on the first try, so that later ones remain possible.
         duplicates: examples that occur more than once: `refuse` (up to 1 % are merged), `merge` into one, or `keep`
             where they are independent draws that happen to be equal.
@@ -106,11 +107,12 @@ def certify(
     if population and test is not None and not test.sequential:
         raise InputError(f"the {test.name} test is for samples, not for a population", todo="pass certifiers.betting()")
     path = _path(model, candidates, names)
-    level, spent = _level(confidence, history, more_tries)
+    earlier = tries(history)
+    level = _level(confidence, earlier, more_tries)
     for batches in (held_out, *also):
         _evaluate.check_batches(batches)
     census = take_census(held_out, also, task, duplicates, progress)
-    fresh = check_fresh(census, history)
+    fresh = check_fresh(census, earlier)
     if test is None:
         test = _default(claim, census.groups, max_weight, population)
     settings = Settings(
@@ -129,7 +131,7 @@ def certify(
     notes = [*_path_notes(path), *_data_notes(census, also), *fresh]
     return derive(
         model, candidates, held_out, task, settings, census, path,
-        confidence=confidence, attempt=len(history) + 1, spent=spent, notes=notes,
+        confidence=confidence, earlier=earlier, notes=notes,
     )  # fmt: skip
 
 
@@ -143,8 +145,7 @@ def derive(
     path: tuple[Entry, ...],
     *,
     confidence: float,
-    attempt: int,
-    spent: float,
+    earlier: tuple[Try, ...],
     notes: list[str],
 ) -> Certificate:
     claim, level = settings.claim, settings.level
@@ -187,8 +188,9 @@ def derive(
         margin=claim.margin,
         confidence=confidence,
         level=level,
-        attempt=attempt,
-        spent=spent,
+        attempt=len(earlier) + 1,
+        spent=math.fsum(t.level for t in earlier),
+        earlier=earlier,
         certified=passed[-1].name if passed else None,
         index=passed[-1].index if passed else None,
         # Where all pass, no drop exceeds the largest limit; where one fails, only the margin is shown for the others.
@@ -247,10 +249,10 @@ def _may_stop(test: Certifier | None, held_out: Batches, random_order: bool, gro
     return test is not None and test.sequential and not groups and (random_order or shuffled)
 
 
-def _level(confidence: float, history: Sequence[Certificate], more_tries: bool) -> tuple[float, float]:
-    """(level of this try, spent before): the sum over all tries never exceeds 1 - confidence."""
+def _level(confidence: float, earlier: Sequence[Try], more_tries: bool) -> float:
+    """The error probability of this try: the sum over all tries never exceeds 1 - confidence."""
     delta = round(1 - confidence, 12)
-    k, spent = len(history) + 1, math.fsum(h.level for h in history)
+    k, spent = len(earlier) + 1, math.fsum(t.level for t in earlier)
     level = delta / (k * (k + 1)) if k > 1 or more_tries else delta
     if spent + level > delta * (1 + 1e-9):
         raise CertificateError(
@@ -258,9 +260,10 @@ def _level(confidence: float, history: Sequence[Certificate], more_tries: bool) 
             where="history",
             expected=f"at most {delta:g} over all tries together",
             got=f"{spent:g} spent before, {level:g} = delta / ({k} x {k + 1}) for this one",
-            todo="plan for more tries before the first (more_tries=True), or claim a lower confidence",
+            todo="plan for more tries before the first (more_tries=True), or claim a lower confidence; "
+            "to check a certificate, verify it instead",
         )
-    return level, spent
+    return level
 
 
 def _path_notes(path: tuple[Entry, ...]) -> list[str]:

@@ -53,7 +53,7 @@ def verify_certificate(
         ),
         Check(
             name="error probability",
-            holds=certificate.level + certificate.spent <= (1 - certificate.confidence) * (1 + 1e-9),
+            holds=_within(certificate),
             detail=f"{certificate.level:g} spent on try {certificate.attempt}, {certificate.spent:g} before",
         ),
         Check(name="claim", holds=_consistent(certificate), detail="names the last candidate before a failure"),
@@ -95,7 +95,7 @@ def verify_certificate(
     )
     again = derive(
         model, candidates, held_out, task, settings, census, certificate.path,
-        confidence=certificate.confidence, attempt=certificate.attempt, spent=certificate.spent, notes=[],
+        confidence=certificate.confidence, earlier=certificate.earlier, notes=[],
     )  # fmt: skip
     checks.append(
         Check(
@@ -113,6 +113,16 @@ def verify_certificate(
     if strata is not None and certificate.strata is not None and not certificate.early:
         checks.append(Check(name="drops per class", holds=_same_strata(certificate.strata, again.strata)))
     return CertificateCheck(checks=tuple(checks))
+
+
+def _within(c: Certificate) -> bool:
+    """Whether the error probability of all tries stays within 1 - confidence, and is that of the tries remembered."""
+    spent = math.fsum(t.level for t in c.earlier)
+    return (
+        math.isclose(spent, c.spent, abs_tol=1e-12)
+        and c.attempt == len(c.earlier) + 1
+        and c.level + spent <= (1 - c.confidence) * (1 + 1e-9)
+    )
 
 
 def _consistent(c: Certificate) -> bool:

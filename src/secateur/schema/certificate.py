@@ -190,6 +190,15 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Try:
+    """An earlier try of the same series: what it spent, and by what its held-out data is recognised."""
+
+    level: float
+    fingerprint: str
+    sketch: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """With confidence 1 - delta over the draw of the held-out data, the certified candidate loses at most `margin`.
 
@@ -197,6 +206,7 @@ class Certificate:
         claim: `score`: the mean score falls by at most margin. `loss`: the mean clipped loss, nats, rises by no more.
         margin: the allowed drop or increase.  confidence: 1 - delta, over all tries in the history together.
         level: error probability spent on this try.  attempt: 1 for the first.  spent: by the tries before.
+        earlier: these tries, in order, so that the last certificate of a series remembers all of it.
         certified: name of the sparsest certified candidate; None if not even the first was.
         index: its place on the path.
         bound: drop that, with confidence 1 - level, none of the certified candidates exceeds: the margin, or less
@@ -232,6 +242,7 @@ class Certificate:
     strata: Strata | None = None
     clip: tuple[float, float] | None = None
     max_weight: float | None = None
+    earlier: tuple[Try, ...] = ()
     population: bool = False
     early: bool = False
     duplicates: Literal["refuse", "merge", "keep"] = "refuse"
