@@ -137,6 +137,14 @@ def all_reads(which: str) -> list[tuple[str, list[int]]]:
 NETWORKS = {"mlp": (mlp, MLP_DATA), "conv": (convnet, CONV_DATA)}
 
 
+def output_ratio(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
+    """Trace of the Hessian of cross-entropy over its squared gradient, in closed form: (1 - |p|^2) / |p - y|^2."""
+    model = copy.deepcopy(model).eval()
+    x, y = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
+    p = model(x).softmax(-1).detach()
+    return float((1 - p.square().sum(1)).sum() / (p - F.one_hot(y, 3)).square().sum())
+
+
 @pytest.mark.parametrize("exact", [False, True], ids=["tapped", "one by one"])
 @pytest.mark.parametrize("which", NETWORKS)
 def test_scores_follow_their_formulas_on_gradients_by_finite_differences(which: str, exact: bool) -> None:
@@ -145,15 +153,18 @@ def test_scores_follow_their_formulas_on_gradients_by_finite_differences(which: 
     g = gate_gradients(model, batches, all_reads(which))
     n = len(g)
     value = -g + g**2 / 2
+    calibrated = -g + output_ratio(model, batches) * g**2 / 2
     expected = {
         "taylor": (-g.mean(0), g.std(0, correction=0) / math.sqrt(n)),
         "absolute_taylor": (g.mean(0).abs(), g.std(0, correction=0) / math.sqrt(n)),
         "squared_taylor": (g.mean(0) ** 2, None),
         "mean_absolute_taylor": (g.abs().mean(0), g.abs().std(0, correction=0) / math.sqrt(n)),
         "fisher": ((g**2).mean(0) / 2, (g**2 / 2).std(0, correction=0) / math.sqrt(n)),
-        "obd": (value.mean(0), value.std(0, correction=0) / math.sqrt(n)),
+        "obd": (calibrated.mean(0), calibrated.std(0, correction=0) / math.sqrt(n)),
+        "obd_empirical": (value.mean(0), value.std(0, correction=0) / math.sqrt(n)),
     }
-    asked = [criteria.CRITERIA[name]() for name in expected]
+    asked = [criteria.CRITERIA[name]() for name in expected if name in criteria.CRITERIA]
+    asked.append(criteria.obd(curvature="empirical"))
     for found in score(model, groups, batches, tasks.classification(), criterion=asked, exact=exact):
         values, errors = expected[found.criterion]
         flat = torch.tensor([v for row in found.values for v in row], dtype=torch.float64)
@@ -477,6 +488,40 @@ def test_matching_outputs_has_curvature_but_no_gradient() -> None:
     assert max(map(abs, first.values[0])) < 1e-6
     found = score(model, groups, batches, task, criterion=criteria.obd(curvature="sampled", draws=20))
     assert min(found.values[0]) > 1e-4
+    with pytest.raises(MissingStatistic, match="sampled"):
+        score(model, groups, batches, task, criterion=criteria.obd())
+
+
+@pytest.mark.parametrize("batch", [1, 7], ids=["one by one", "at once"])
+def test_the_curvature_ratio_is_one_where_probabilities_are_right(batch: int) -> None:
+    """Labels drawn from the model: then the squared gradient is the Hessian, on average."""
+    model, groups = mlp()
+    x = torch.randn(4000 if batch == 7 else 400, 4)
+    y = torch.multinomial(model(x).softmax(-1).detach(), 1)[:, 0]
+    batches = [(x[i : i + batch * 100], y[i : i + batch * 100]) for i in range(0, len(x), batch * 100)]
+    stats = _stats.collect(model, groups, batches, tasks.classification(), ["curvature_ratio"])
+    found = float(_stats.of_group(stats, model, groups, 0, ["curvature_ratio"])["curvature_ratio"])
+    assert found == pytest.approx(1, abs=0.1 if batch == 7 else 0.3)
+    assert found == pytest.approx(output_ratio(model, [(x, y)]), rel=1e-4)
+
+
+def test_the_curvature_ratio_of_large_outputs_is_estimated() -> None:
+    model, groups = mlp()
+    model = nn.Sequential(*model[:2], nn.Linear(5, 50))
+    stats = _stats.collect(model, groups, MLP_DATA * 40, tasks.classification(), ["curvature_ratio"])
+    x, y = MLP_DATA[0]
+    p = model(x).softmax(-1).detach()
+    exact = float((1 - p.square().sum(1)).sum() / (p - F.one_hot(y, 50)).square().sum())
+    found = float(_stats.of_group(stats, model, groups, 0, ["curvature_ratio"])["curvature_ratio"])
+    assert found == pytest.approx(exact, rel=0.02)
+
+
+def test_losses_without_curvature_at_the_output_are_refused_by_name() -> None:
+    model, groups = mlp()
+    linear = custom(lambda out, b: (out[:, 0] - b[1]).abs())
+    with pytest.raises(MissingStatistic, match="empirical"):
+        score(model, groups, MLP_DATA, linear, criterion=criteria.obd())
+    assert score(model, groups, MLP_DATA, linear, criterion=criteria.obd(curvature="empirical")).values
 
 
 # Laws
@@ -537,8 +582,9 @@ def test_statistics_of_two_processes_merge() -> None:
     ]
     whole = _stats.collect(model, groups, [(x, y)], tasks.classification(), needs)
     merged = _stats.merge(*parts)
-    a = scores_of(criteria.obd(), merged, model, groups)
-    close(a.values, scores_of(criteria.obd(), whole, model, groups).values)
+    empirical = criteria.obd(curvature="empirical")
+    a = scores_of(empirical, merged, model, groups)
+    close(a.values, scores_of(empirical, whole, model, groups).values)
     for g in range(2):
         left, right = (_stats.of_group(s, model, groups, g, needs) for s in (merged, whole))
         for need in needs:

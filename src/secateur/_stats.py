@@ -22,6 +22,9 @@ Statistics, per group (U units, P elements of a unit, padded with 0):
     gate_absolute    [U]     mean of |g|
     gate_sampled/k   [U, 3]  means of s, s^2, g s with s = mean over k draws of (gate gradient of the task's
                              curvature draw)^2: an unbiased estimate of the Gauss-Newton diagonal per example
+    curvature_ratio  []      trace of the losses' Hessian over their squared gradient, both with respect to the model's
+                             output and summed over examples: 1 where the model's probabilities are right, and what
+                             the empirical Fisher information must be multiplied with where they are not
     gate_hessian/k   [U, 2]  Hutchinson estimate of the Hessian diagonal of the mean loss over gates, k probes per
                              batch, and the variance of that estimate
     activation       [U, 4]  of what the readers of the unit see: mean, mean square, mean absolute value, share of
@@ -80,10 +83,11 @@ ROLES: Mapping[str, tuple[str, ...] | None] = {
 }
 FREE = ("units", "n", *(f"{role}_weights" for role in ROLES))
 PASS = (
-    *("gate_mean", "gate_moments", "gate_absolute", "gate_sampled", "gate_hessian", "activation", "input_norm"),
+    *("gate_mean", "gate_moments", "gate_absolute", "gate_sampled", "gate_hessian", "curvature_ratio"),
+    *("activation", "input_norm"),
     *(f"{role}_gradients" for role in ROLES),
 )
-PER_EXAMPLE = ("gate_moments", "gate_absolute", "gate_sampled")
+PER_EXAMPLE = ("gate_moments", "gate_absolute", "gate_sampled", "curvature_ratio")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -260,6 +264,8 @@ def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs:
             found[base] = matrix(groups, g, sums, ROLES[base.removesuffix("_gradients")]).cpu().double()
         elif base == "input_norm":
             found[base] = _input_norm(stats, model, groups, g)
+        elif base == "curvature_ratio":
+            found[base] = _ratio(stats)
         elif base == "activation":
             found[base] = _activation(stats, groups.groups[g])
         elif base == "gate_hessian":
@@ -290,6 +296,24 @@ def _weights(model: nn.Module, groups: Groups, g: int, roles: tuple[str, ...] | 
         names = {n for n in names if n.rpartition(".")[2] != "bias"}
     tensors = {k: v.detach().double() for k, v in _parameters(model).items() if k in names}
     return matrix(groups, g, tensors, roles).cpu()
+
+
+def _ratio(stats: Statistics) -> Tensor:
+    trace, squares = stats.sums["curvature_ratio"].unbind()
+    if squares <= 1e-10 * trace.abs():  # what is left of zero in float32
+        raise MissingStatistic(
+            "the losses have no gradient: the model is at the minimum of every example's loss",
+            expected="a loss that is not yet zero; that of tasks.match_output(model) is, for the model itself",
+            todo="use criteria.obd(curvature='sampled'), whose labels are drawn from the model",
+        )
+    if trace <= 0:
+        raise MissingStatistic(
+            "the losses have no positive curvature with respect to the model's output",
+            expected="a loss such as cross-entropy or squared error, computed from the output in Task.losses",
+            got=f"a Hessian with trace {float(trace):g}",
+            todo=_EMPIRICAL,
+        )
+    return trace / squares
 
 
 def _input_norm(stats: Statistics, model: nn.Module, groups: Groups, g: int) -> Tensor:
@@ -403,13 +427,18 @@ def _plan(model: nn.Module, groups: Groups, needs: Sequence[str], *, exact: bool
 
 
 class _Found(NamedTuple):
-    """What one batch gave.  losses [N];  gates [N, U];  drawn: k of [N, U];  inputs: parameter -> [axis, 5]."""
+    """What one batch gave.
+
+    losses: [N].  gates: [N, U].  drawn: k of [N, U].  inputs: parameter -> [axis, 5].
+    curvature: [2], see `_curvature`.
+    """
 
     losses: Tensor
     gates: Tensor | None
     drawn: tuple[Tensor, ...]
     gradients: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
+    curvature: Tensor | None
 
 
 def _batch_statistics(
@@ -433,6 +462,8 @@ def _batch_statistics(
         if task.per_example:
             sums["gate_moments"] = torch.stack([w @ g**k for k in (1, 2, 3, 4)], dim=1)
             sums["gate_absolute"] = w @ g.abs()
+        if found.curvature is not None:
+            sums["curvature_ratio"] = found.curvature
         for need in needs:
             if need.startswith("gate_sampled"):
                 s = torch.stack([d.cpu().double().square() for d in found.drawn[: _count(need)]]).mean(0)
@@ -477,7 +508,7 @@ def _measure(
 ) -> _Found:
     bases = {n.partition("/")[0] for n in needs}
     parameters = _parameters(model)
-    gated = bool(bases & {"gate_mean", "gate_moments", "gate_absolute", "gate_sampled"})
+    gated = bool(bases & {"gate_mean", "gate_moments", "gate_absolute", "gate_sampled", "curvature_ratio"})
     wanted = [b.removesuffix("_gradients") for b in bases if b.endswith("_gradients")]
     names = _members_of(groups, parameters, wanted)
     draws = max((_count(n) for n in needs if n.startswith("gate_sampled")), default=0)
@@ -532,9 +563,11 @@ def _measure(
                 more = _one_by_one(model, plan, slow, batch, task, n, generator).to(gates)
                 drawn[k] = drawn[k].index_copy(1, columns, more)
     plan.verified |= set(range(len(groups.groups)))
-    return _Found(losses.detach(), gates, tuple(drawn), gradients, dict(taps.inputs))
+    curvature = _curvature(out, batch, task, w, generator) if "curvature_ratio" in bases else None
+    return _Found(losses.detach(), gates, tuple(drawn), gradients, dict(taps.inputs), curvature)
 
 
+_EMPIRICAL = "use criteria.obd(curvature='empirical')"
 _HALF = "look at the inputs; in half precision, try bfloat16 or float32"
 
 
@@ -1121,6 +1154,59 @@ def _vmapped(loss: Callable[[Tensor, Batch], Tensor], ones: Tensor, batch: Batch
 
 
 # Second order
+
+
+def _curvature(out: Any, batch: Batch, task: Task, w: Tensor, generator: torch.Generator) -> Tensor:
+    """(sum over n of w tr H[n], sum over n of w |grad[n]|^2) of the losses with respect to the output: [2] float64.
+
+    The trace is exact for small outputs (up to 32 numbers per example), else estimated with random signs. Only the
+    loss function is differentiated, not the model.
+    """
+    spots: list[Tensor] = []
+
+    def detach(item: Any) -> Any:
+        if isinstance(item, Tensor) and item.is_floating_point():
+            spots.append(item.detach().requires_grad_())
+            return spots[-1]
+        return item
+
+    values = task.losses(map_leaves(detach, out), batch)
+    trace, squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    try:
+        # Two gradients: with the root of the weights, so that squares have the weight; and with the weights, whose
+        # derivative is the weighted Hessian.
+        grads = torch.autograd.grad((w.sqrt() * values).sum(), spots, retain_graph=True, allow_unused=True)
+        weighted = torch.autograd.grad((w * values).sum(), spots, create_graph=True, allow_unused=True)
+        for spot, grad, line in zip(spots, grads, weighted, strict=True):
+            if grad is not None:
+                squares = squares + grad.double().square().sum().cpu()
+            if line is not None and line.requires_grad:  # else the losses are linear in this part of the output
+                trace = trace + _trace(line, spot, len(values), generator).cpu()
+    except RuntimeError as reason:
+        raise MissingStatistic(
+            f"the losses of task {task.name!r} cannot be differentiated twice by the model's output",
+            expected="an output that is a tensor, or a tuple, mapping or dataclass of tensors; a smooth loss",
+            got=f"{type(out).__name__}: {str(reason).splitlines()[0]}",
+            todo=_EMPIRICAL,
+        ) from None
+    return torch.stack([trace, squares])
+
+
+def _trace(grad: Tensor, spot: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    each = spot.numel() // n if len(spot) == n else 0
+    if 0 < each <= 32:
+        probes = [torch.zeros(n, each).index_fill(1, torch.tensor([k]), 1.0).view(spot.shape) for k in range(each)]
+        share = 1.0
+    else:
+        probes = [torch.randint(0, 2, spot.shape, generator=generator) * 2.0 - 1 for _ in range(4)]
+        share = 0.25
+    total = torch.zeros((), dtype=torch.float64, device=spot.device)
+    for k, probe in enumerate(probes):
+        z = probe.to(spot)
+        (hz,) = torch.autograd.grad((grad * z).sum(), spot, retain_graph=k + 1 < len(probes), allow_unused=True)
+        if hz is not None:
+            total = total + share * (z * hz).double().sum()
+    return total
 
 
 def _hessian(

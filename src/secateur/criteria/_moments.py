@@ -16,10 +16,10 @@ def of_half_square(m: Tensor, n: Tensor) -> Tensor:
     return (_variance(m[:, 3], m[:, 1]) / n).sqrt() / 2
 
 
-def of_expansion(m: Tensor, n: Tensor) -> Tensor:
-    """Standard error of mean of -g + g^2 / 2, [U]: both terms come from the same examples and are correlated."""
+def of_expansion(m: Tensor, n: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+    """Standard error of mean of -g + factor g^2 / 2, [U]: both terms come from the same examples and are correlated."""
     covariance = m[:, 2] - m[:, 0] * m[:, 1]
-    variance = _variance(m[:, 1], m[:, 0]) + _variance(m[:, 3], m[:, 1]) / 4 - covariance
+    variance = _variance(m[:, 1], m[:, 0]) + factor**2 * _variance(m[:, 3], m[:, 1]) / 4 - factor * covariance
     return (variance.clamp(min=0) / n).sqrt()
 
 
