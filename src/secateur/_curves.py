@@ -6,7 +6,7 @@ Index conventions: g group, j measured point, in order of the units removed.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,29 +135,41 @@ def _mean_and_error(total: float, squares: float, weight: float, n: float) -> tu
     return mean, math.sqrt(variance / (n - 1)) if n > 1 else 0.0
 
 
-def increments(readings: tuple[Reading, ...], n_units: int, *, where: str | None = None) -> tuple[float, ...]:
+def increments(
+    readings: tuple[Reading, ...], scores: Sequence[float], *, where: str | None = None
+) -> tuple[float, ...]:
     """Measured loss of taking away the j-th unit of the removal order, [n_units]: differences of the fit.
 
-    Linear between the measured points. Beyond the last one the slope is the larger of that of the last stretch and
-    that of the whole curve: nothing is free because nobody looked. What equations made several groups lose together
-    is shared among them equally.
+    Between two measured points the difference is shared among the units in proportion to their scores (equally where
+    these are not positive). Beyond the last point scores go on at the rate at which they were right so far, and never
+    below the slope of the last stretch or of the whole curve: nothing is free because nobody looked. What
+    equations made several groups lose together is shared among them equally.
+
+    Args:
+        scores: of the units, ascending, in any unit.
 
     Raises:
         InputError: a group was never measured.
     """
     if not readings:
         raise InputError("a group has no measured point", where=where, todo="scan all groups, or plan without curves")
-    xs, ys = [0.0], [0.0]
+    weights = np.maximum(np.asarray(scores, np.float64), 0.0)
+    made = np.zeros(len(weights))
+    start, reached, slope = 0, 0.0, 0.0
     for reading in readings:
-        xs.append(float(reading.n_removed))
+        stop = reading.n_removed
         # The parts of a fit can fall where shares change; what was lost stays lost.
-        ys.append(max(reading.fit / (1 + len(reading.also)), ys[-1]))
-    if xs[-1] < n_units:
-        slope = max((ys[-1] - ys[-2]) / (xs[-1] - xs[-2]), ys[-1] / xs[-1])
-        ys.append(ys[-1] + slope * (n_units - xs[-1]))
-        xs.append(float(n_units))
-    total = np.interp(np.arange(n_units + 1), xs, ys)
-    return tuple(np.diff(total).tolist())
+        total = max(reading.fit / (1 + len(reading.also)), reached)
+        part = weights[start:stop]
+        shares = part / part.sum() if part.sum() > 0 else np.full(stop - start, 1.0 / (stop - start))
+        made[start:stop] = (total - reached) * shares
+        slope = (total - reached) / (stop - start)
+        start, reached = stop, total
+    if start < len(weights):
+        seen = weights[:start].sum()
+        rate = reached / seen if seen > 0 else 0.0
+        made[start:] = np.maximum(rate * weights[start:], max(slope, reached / start))
+    return tuple(made.tolist())
 
 
 def merge(parts: Iterable[Curves]) -> Curves:

@@ -33,8 +33,8 @@ def plan(
         groups: from `couple`.  scores: from `score`; units go in ascending order, ties by index.
         budget: fractions of the dense cost that are kept; never exceeded.
         allocator: how many units each group keeps.
-        curves: from `scan`: then the allocator sees the measured loss of the groups (isotonic fit of all folds,
-            linear between the measured points) instead of sums of scores; the removal order stays that of the scores.
+        curves: from `scan`: then the allocator sees the measured loss of the groups (isotonic fit of all folds, shaped
+            by the scores between the measured points) instead of sums of scores; the removal order stays theirs.
         costs: cost terms to use in place of `groups.costs`.
         round_to: every parameter axis that is cut keeps a multiple of this length; a group that cannot is left whole.
         least: fewest units that any group keeps.
@@ -93,11 +93,11 @@ def problem_of(
         losses = tuple(tuple(sorted(values)) for values in scores.values)
     else:
         check_curves(groups, curves)
-        losses = _measured(groups, curves)
+        losses = _measured(groups, scores, curves)
     return Problem(
         losses=losses,
         n_units=n_units,
-        least=tuple(min(least, n) for n in n_units),
+        least=tuple(min(max(least, group.least), group.n_units) for group in groups.groups),
         costs=tuple(groups.costs if costs is None else costs),
         equations=(*groups.equations, *(_counts.alignments(groups, round_to, least) if round_to != 1 else ())),
         budget=budget,
@@ -106,7 +106,7 @@ def problem_of(
     )
 
 
-def _measured(groups: Groups, curves: Curves) -> tuple[tuple[float, ...], ...]:
+def _measured(groups: Groups, scores: Scores, curves: Curves) -> tuple[tuple[float, ...], ...]:
     """[group][j] from curves; zeros for groups of which nothing can be removed, since no point can exist."""
     constraints = _counts.system_of(groups)
     losses = []
@@ -114,7 +114,7 @@ def _measured(groups: Groups, curves: Curves) -> tuple[tuple[float, ...], ...]:
         if not readings and _counts.with_count(constraints, group.index, 1)[group.index] == group.n_units:
             losses.append((0.0,) * group.n_units)
         else:
-            losses.append(_curves.increments(readings, group.n_units, where=group.name))
+            losses.append(_curves.increments(readings, sorted(scores.values[group.index]), where=group.name))
     return tuple(losses)
 
 

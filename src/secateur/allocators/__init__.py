@@ -5,6 +5,8 @@ it; every count equation holds. Raises `BudgetUnreachable` and `Unsatisfiable`; 
 groups refuse arbitrary units (`IncomparableScores`) unless told how to normalise.
 """
 
+from secateur.allocators.equal_loss import EqualLoss as EqualLoss
+from secateur.allocators.equal_loss import equal_loss as equal_loss
 from secateur.allocators.global_threshold import GlobalThreshold as GlobalThreshold
 from secateur.allocators.global_threshold import global_threshold as global_threshold
 from secateur.allocators.greedy import Greedy as Greedy
@@ -17,10 +19,12 @@ from secateur.schema.table import table
 
 __all__ = [
     "ALLOCATORS",
+    "EqualLoss",
     "GlobalThreshold",
     "Greedy",
     "Knapsack",
     "Uniform",
+    "equal_loss",
     "global_threshold",
     "greedy",
     "knapsack",
@@ -29,6 +33,7 @@ __all__ = [
 
 ALLOCATORS = table(
     ("uniform", uniform),
+    ("equal_loss", equal_loss),
     ("global_threshold", global_threshold),
     ("greedy", greedy),
     ("knapsack", knapsack),

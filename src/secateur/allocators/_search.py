@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 # (counts [g], changes [m, g]) -> what each change is worth, [m]; the first of equals is taken
 Worth = Callable[[Ints, Ints], Floats]
 
+LISTED = 20_000  # points of a component that are tried one by one
 MOST_STEPS = 8192  # of a descent; larger models go several units at a time until the last stretch
 
 
@@ -94,18 +95,32 @@ def prepare(problem: Problem) -> Search:
     return search
 
 
-def _least(constraints: _counts.System, compiled: _cost.Compiled, weights: NDArray[np.float64]) -> Counts:
-    """Feasible counts of least weighted cost: exact where a component has a least element, which costs rise from.
+def _least(constraints: _counts.System, compiled: _cost.Compiled, weights: Floats) -> Counts:
+    """Feasible counts of least weighted cost.
 
-    Otherwise the product of widths is made linear at the present counts and minimised until nothing improves.
+    A component whose counts can all be least at once simply is there. Of the others every point is tried, as long as
+    they can be listed, one component after the other until nothing improves; those that cannot be listed follow the
+    cost made linear. Exact unless several components of these kinds meet in one product.
     """
     best = _counts.project(constraints, constraints.least)
     value = _cost.totals(compiled, best) @ weights
-    while True:
-        counts = _counts.minimise(constraints, _cost.gradient(compiled, best, weights))
+    loose = [c for c in _counts.components(constraints) if any(best[g] > constraints.least[g] for g in c.groups)]
+    while loose:
+        counts = list(_counts.minimise(constraints, _cost.gradient(compiled, best, weights)))
+        if _cost.totals(compiled, counts) @ weights > value:
+            counts = list(best)
+        for component in loose:
+            low, high = [[bounds[g] for g in component.groups] for bounds in (constraints.least, constraints.n_units)]
+            if _counts.n_points(component, low, high) > LISTED:
+                continue
+            points = _counts.points(component, low, high)
+            cheapest = int(np.argmin(_cost.changes(compiled, counts, component.groups, points) @ weights))
+            for g, k in zip(component.groups, points[cheapest].tolist(), strict=True):
+                counts[g] = k
         if (lower := _cost.totals(compiled, counts) @ weights) >= value:
-            return best
-        best, value = counts, lower
+            break
+        best, value = tuple(counts), lower
+    return best
 
 
 def _cumulative(losses: NDArray[np.float64]) -> NDArray[np.float64]:
