@@ -347,6 +347,16 @@ def test_bad_input_is_refused_by_name():
         chain()
 
 
+def test_a_last_batch_of_one_example_in_training_is_refused_with_what_to_do():
+    x, y = blobs(17)
+    data = list(zip(x.split(16), y.split(16), strict=True))
+    with pytest.raises(InputError, match="drop_last"):
+        recover(Net(), data, TASK, recovery=finetune())
+    wrong = Task(forward=lambda m, b: int("no"), losses=TASK.losses)
+    with pytest.raises(ValueError, match="invalid literal"):
+        recover(Net(), data, wrong, recovery=finetune())
+
+
 def test_a_loss_or_gradient_that_is_not_finite_stops_the_training_and_says_where():
     net = nn.Linear(5, 3)
     before = snapshot(net)

@@ -113,7 +113,8 @@ def fit(
             for group in optimizer.param_groups:
                 # A loader that gives more batches than it announced goes on at the last rate.
                 group["lr"] = rate(min(done, updates - 1), updates, training)
-            each = check_losses(losses(task.forward(model, batch), batch), task, where=where)
+            out = _forward(model, batch, task, where)
+            each = check_losses(losses(out, batch), task, where=where)
             weights = weights_of(task, batch, len(each), where=where).to(each.device, each.dtype)
             optimizer.zero_grad(set_to_none=True)
             ((each * weights).sum() / weights.sum()).backward()
@@ -133,6 +134,20 @@ def fit(
             raise EmptyData("the data holds no batch", where=label)
     optimizer.zero_grad(set_to_none=True)
     return model
+
+
+def _forward(model: nn.Module, batch: Batch, task: Task, where: str) -> Any:
+    try:
+        return task.forward(model, batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "a batch of one example cannot be trained through a batch norm",
+            where=where,
+            got=error,
+            todo="pass drop_last=True to the DataLoader, or another batch size",
+        ) from None
 
 
 def make_optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:

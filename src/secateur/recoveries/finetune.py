@@ -47,7 +47,8 @@ def finetune(
     """Train the surviving weights on the task's loss: minimise mean_n losses[n] over the training data.
 
     Args:
-        epochs: passes over the data.  lr: peak learning rate.
+        epochs: passes over the data.
+        lr: peak learning rate; the default suits AdamW on small networks, 1e-5 to 1e-4 large pretrained ones.
         weight_decay: on parameters with two axes or more.
         optimizer: `adamw`, or `sgd` with Nesterov momentum 0.9.
         clip: largest norm of the gradient, None = unlimited.
