@@ -42,7 +42,7 @@ class Onnx:
         sample = to_device(sample, "cpu")
         program = _program(plain, sample, self)
         # names symbols that this process happened to use before: the same model must give the same file
-        program.model.metadata_props.pop("pkg.torch.export.ExportedProgram.range_constraints", None)
+        program.model.graph.metadata_props.pop("pkg.torch.export.ExportedProgram.range_constraints", None)
         program.save(path)
         n = batch_size(sample)
         sizes = (n, 1, n + 3) if self.dynamic_batch else (n,)
