@@ -12,13 +12,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zoo_models import Entry
 
 HIGHEST_RATIO = 0.8
+UNIFORM_RATIO = 0.4
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -29,8 +29,8 @@ class Trial:
         outcome: `ok`; `frozen` (refused with reasons); `mismatch` (a wrong result was caught); `error`; `timeout`;
             `memory`; `unbuilt` (the model itself does not run here).
         params: of the dense model.  removed: fraction of them that is gone.
-        allowed: the fraction that the groups alone would allow for the same ratios, without any count equation or
-            integer of the forward.
+        reach: the fraction that goes when every group loses 40 % (as near as the equations let it).
+        allowed: the same if no integer of the forward asked for anything: neither equations nor frozen groups.
         groups, inexact, frozen: number of groups, of those that are inexact; indices frozen per reason.
         error, tolerance, distance: of the verification; distance is that to the dense model's output.
         seconds: per stage.
@@ -40,6 +40,7 @@ class Trial:
     message: str = ""
     params: int = 0
     removed: float = 0.0
+    reach: float | None = None
     allowed: float | None = None
     groups: int = 0
     inexact: int = 0
@@ -125,7 +126,7 @@ def ours(entry: Entry, seed: int) -> Trial:
         trial.inexact = sum(not g.exact for g in groups.groups)
         for f in groups.frozen:
             trial.frozen[f.reason] = trial.frozen.get(f.reason, 0) + f.count
-        plan, ratios = random_plan(groups, seed)
+        plan = random_plan(groups, seed)
         clock.lap("plan")
         small, receipt = cut(model, groups, plan, verify=False)
         clock.lap("cut")
@@ -135,7 +136,7 @@ def ours(entry: Entry, seed: int) -> Trial:
         clock.lap("verify")
         trial.error, trial.tolerance = verification.error, verification.tolerance
         trial.distance, trial.checks = verification.distance, verification.checks
-        trial.allowed = allowed(graph, groups, ratios)
+        trial.reach, trial.allowed = reach(groups), allowed(graph)
         trial.outcome = "ok" if type(small) is type(model) else "error"
     except CutMismatch as error:
         trial.outcome, trial.message = "mismatch", said(error)
@@ -182,70 +183,57 @@ def traced(error: Exception) -> str:
     return said(error) + " <- " + " <- ".join(f"{f.filename.split('/')[-1]}:{f.lineno}" for f in reversed(frames))
 
 
-def random_plan(groups: Any, seed: int) -> tuple[Any, list[float]]:
+def random_plan(groups: Any, seed: int) -> Any:
     """Uneven ratios between 0 and 0.8 per group, moved to the nearest counts that satisfy the equations."""
-    from secateur._counts import project, system_of
     from secateur.schema.plan import Plan
 
     chance = random.Random(seed)
-    ratios = [chance.uniform(0.0, HIGHEST_RATIO) for _ in groups.groups]
-    target = [max(1.0, g.n_units * (1 - r)) for g, r in zip(groups.groups, ratios, strict=True)]
-    if groups.equations:
-        counts: Sequence[int] = project(system_of(groups), target)
-    else:
-        counts = [max(1, round(t)) for t in target]
+    counts = nearest(groups, [1 - chance.uniform(0.0, HIGHEST_RATIO) for _ in groups.groups])
     kept = tuple(
         tuple(sorted(chance.sample(range(g.n_units), c))) for g, c in zip(groups.groups, counts, strict=True)
     )
-    plan = Plan(
-        kept=kept, names=tuple(g.name for g in groups.groups), n_units=tuple(g.n_units for g in groups.groups)
-    )
-    return plan, ratios
+    return Plan(kept=kept, names=tuple(g.name for g in groups.groups), n_units=tuple(g.n_units for g in groups.groups))
 
 
-def allowed(graph: Any, groups: Any, ratios: Sequence[float]) -> float | None:
-    """The fraction of parameters that would go at the same ratios if no integer of the forward asked for anything.
+def nearest(groups: Any, fractions: Sequence[float]) -> Sequence[int]:
+    """Counts that satisfy the equations, nearest to these fractions of the units."""
+    from secateur._counts import project, system_of
 
-    The groups are solved from the labels alone; a group takes the ratio of the real group that holds its first index,
-    and one that the integers froze takes the mean ratio.
-    """
+    target = [max(1.0, g.n_units * f) for g, f in zip(groups.groups, fractions, strict=True)]
+    if groups.equations:
+        return project(system_of(groups), target)
+    return [max(1, round(t)) for t in target]
+
+
+def reach(groups: Any) -> float:
+    """The fraction of parameters that goes when every group loses the same fraction, as near as the equations let it."""
+    counts = nearest(groups, [1 - UNIFORM_RATIO] * len(groups.groups))
+    return _gone(groups.costs, [g.n_units for g in groups.groups], counts)
+
+
+def allowed(graph: Any) -> float:
+    """The same from the labels alone: no equations, nothing frozen because of an integer of the forward."""
     from secateur import _couple
 
     kernel, environments = _couple._label_all(graph, _couple.RULES)
     _couple._freeze_unexecuted(kernel, graph)
     _couple._freeze_opaque(kernel, graph, environments)
     solved = _couple._solve(kernel, graph, environments)
-    real: dict[tuple[str, int], np.ndarray] = {}
-    for group in groups.groups:
-        for member in group.members:
-            line = real.setdefault((member.param, member.axis), np.full(len(member.units), -1))
-            line[np.array(member.units) >= 0] = group.index
-    share: list[float | None] = [None] * len(solved.units_of_group)
-    for key, axis, base, n in solved.entities:
-        units = solved.unit_of_class[solved.classes[base : base + n]]
-        for g in np.unique(solved.group_of_unit[units[units >= 0]]).tolist():
-            if share[g] is not None:
-                continue
-            mine = np.flatnonzero((units >= 0) & (solved.group_of_unit[np.maximum(units, 0)] == g))
-            owners = real.get((key, axis))
-            found = owners[mine][owners[mine] >= 0] if owners is not None else np.zeros(0, int)
-            if len(found):
-                share[g] = ratios[int(found[0])]
-    mean = HIGHEST_RATIO / 2
-    kept = [
-        max(1.0, len(units) * (1 - (mean if r is None else r)))
-        for units, r in zip(solved.units_of_group, share, strict=True)
-    ]
-    full = [float(len(units)) for units in solved.units_of_group]
+    full = [len(units) for units in solved.units_of_group]
+    kept = [max(1, round(n * (1 - UNIFORM_RATIO))) for n in full]
+    return _gone(_couple._params(graph, solved), full, kept)
+
+
+def _gone(terms: Sequence[Any], full: Sequence[int], kept: Sequence[int]) -> float:
     before = after = 0.0
-    for term in _couple._params(graph, solved):
+    for term in terms:
         if term.what == "params":
             before += term.coefficient * _extents(term.extents, full)
             after += term.coefficient * _extents(term.extents, kept)
-    return 1 - after / before if before else None
+    return 1 - after / before if before else 0.0
 
 
-def _extents(extents: Sequence[Any], counts: Sequence[float]) -> float:
+def _extents(extents: Sequence[Any], counts: Sequence[int]) -> float:
     product = 1.0
     for e in extents:
         product *= (e.fixed + sum(m * counts[g] for g, m in e.terms)) / e.divisor

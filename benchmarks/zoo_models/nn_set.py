@@ -73,14 +73,15 @@ class Attention(nn.Module):
 
     def __init__(self, call: dict[str, Any], cross: bool = False, **options: Any) -> None:
         super().__init__()
-        self.inside, self.other = nn.Linear(6, 16), nn.Linear(6, options.get("kdim") or 16)
-        self.value = nn.Linear(6, options.get("vdim") or 16)
+        self.inside = nn.Linear(6, 16)
+        self.other = nn.Linear(6, options.get("kdim") or 16) if cross else None
+        self.value = nn.Linear(6, options.get("vdim") or 16) if cross else None
         self.att, self.out = nn.MultiheadAttention(16, 4, **options), nn.Linear(16, 5)
-        self.call, self.cross = call, cross
+        self.call = call
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         h = self.inside(x)
-        k, v = (self.other(x), self.value(x)) if self.cross else (h, h)
+        k, v = (h, h) if self.other is None or self.value is None else (self.other(x), self.value(x))
         y, weights = self.att(h, k, v, **self.call)
         return self.out(h + y), weights
 
