@@ -404,7 +404,6 @@ def test_groups_survive_json_and_can_be_cut_without_their_model_of_origin(name: 
     assert receipt == cut(model, groups, plan)[1]
 
 
-@pytest.mark.xfail(strict=True, reason="arguments of nodes are read back as plain dicts, not as Ref and Integer")
 def test_graphs_survive_json() -> None:
     model, inputs = build("own_attention")
     graph = trace(model, inputs)
@@ -419,7 +418,7 @@ def test_names_of_groups_are_unique() -> None:
         assert [g.index for g in groups.groups] == list(range(len(groups.groups)))
 
 
-# -- known gaps --------------------------------------------------------------------------------------------------------
+# -- integers that follow ------------------------------------------------------------------------------------------
 
 
 class TwoIntegers(nn.Module):
@@ -437,7 +436,6 @@ class TwoIntegers(nn.Module):
         return self.b(y.flatten(1))
 
 
-@pytest.mark.xfail(strict=True, reason="a comparison of two integers, neither of them a length, is not followed")
 def test_two_integers_that_are_compared_follow_each_other() -> None:
     model = TwoIntegers().eval()
     groups = groups_of(model, torch.randn(2, 6))
@@ -460,7 +458,6 @@ class MultiQuery(nn.Module):
         return self.o(y.transpose(1, 2).reshape(n, t, -1))
 
 
-@pytest.mark.xfail(strict=True, reason="the count of repeat_interleave is not read: `times` does not follow the heads")
 def test_heads_that_share_one_key_value_head_by_repeat_interleave() -> None:
     model = MultiQuery().eval()
     groups = groups_of(model, torch.randn(2, 5, 6))

@@ -180,13 +180,7 @@ def test_keeping_everything_changes_nothing(name: str) -> None:
     assert gap(run(model, inputs), run(small, inputs)) == 0.0
 
 
-PROJECTED = pytest.mark.xfail(
-    strict=True,
-    reason="torch's LSTM takes proj_size == hidden_size for no projection at all: the count equations cannot say <",
-)
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=PROJECTED if "projection" in n else ()) for n in NETS])
+@pytest.mark.parametrize("name", NETS)
 def test_one_unit_of_each_group_may_be_all_that_is_left(name: str) -> None:
     model, _, groups = prepared(name)
     small, receipt = cut(model, groups, random_plan(groups, 0, 1.0, 1.0))

@@ -64,7 +64,7 @@ def system_of(groups: Groups, least: int = 1) -> System:
     n_units = tuple(group.n_units for group in groups.groups)
     return System(
         n_units=n_units,
-        least=tuple(min(least, n) for n in n_units),
+        least=tuple(min(max(least, group.least), group.n_units) for group in groups.groups),
         equations=groups.equations,
         names=tuple(group.name for group in groups.groups),
     )

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from secateur._lengths import (
     Linear,
+    Link,
     Solution,
     Statement,
     add,
@@ -87,9 +88,9 @@ def couple(
     _freeze_opaque(kernel, graph, environments)
     while True:
         lengths = _Lengths(graph, environments, _solve(kernel, graph, environments))
-        said, stuck = _statements(lengths)
+        said, links, stuck = _statements(lengths)
         full = [len(units) for units in lengths.solved.units_of_group]
-        answer = solve(said, dict(graph.attributes), lengths.of, full)
+        answer = solve(said, links, dict(graph.attributes), lengths.of, full)
         stuck += answer.stuck
         stuck += _unsatisfiable([*answer.equations, *_even_equations(kernel, graph, lengths.solved)], full)
         if not stuck:
@@ -523,10 +524,11 @@ def _shifted(e: Expression, offset: int) -> Expression:
     return e
 
 
-def _statements(lengths: _Lengths) -> tuple[list[Statement], list[tuple[int, str, str]]]:
+def _statements(lengths: _Lengths) -> tuple[list[Statement], list[Link], list[tuple[int, str, str]]]:
     """What the forward says about integers, and groups that an integer holds fast."""
     graph, solved = lengths.graph, lengths.solved
     said: list[Statement] = []
+    links: list[Link] = []
     stuck: list[tuple[int, str, str]] = []
     for r, run in enumerate(graph.runs):
         offset = lengths.first(r)
@@ -549,18 +551,10 @@ def _statements(lengths: _Lengths) -> tuple[list[Statement], list[tuple[int, str
                 )
         for c in run.comparisons:
             left, right = _shifted(c.left, offset), _shifted(c.right, offset)
-            for a, b in ((left, right), (right, left)):
-                if isinstance(b, Size):
-                    said.append(
-                        Statement(
-                            expression=a,
-                            length=lengths.of(b),
-                            reason="two integers are compared in the forward",
-                            source=c.source,
-                        )
-                    )
-                    break
-    return said, stuck
+            links.append(
+                Link(left=left, right=right, reason="two integers are compared in the forward", source=c.source)
+            )
+    return said, links, stuck
 
 
 def _origin(argument: int | Integer) -> Expression:
@@ -667,6 +661,10 @@ def _groups(graph: Graph, kernel: Kernel, solved: _Solved, escapes: Sequence[Esc
                 )
             )
     ungated = _ungated(kernel, solved)
+    least: dict[int, int] = {}
+    for slot, n in kernel.facts.least:
+        for g in np.unique(solved.group_of_unit[[u for u in solved.units(slot).reshape(-1) if u >= 0]]).tolist():
+            least[g] = max(least.get(g, 1), n)
     inexact = _inexact(kernel, solved)
     for escape in escapes:
         for g, _ in escape.extent.terms:
@@ -683,6 +681,7 @@ def _groups(graph: Graph, kernel: Kernel, solved: _Solved, escapes: Sequence[Esc
             inexact_because=inexact.get(g, ""),
             gated=g not in ungated and any(m.role in ("read", "both") for m in members[g]),
             module=_name(members[g]).rpartition(".")[0] if members[g] else "",
+            least=least.get(g, 1),
         )
         for g in range(n_groups)
     )

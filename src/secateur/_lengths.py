@@ -6,6 +6,7 @@ an attribute of a module (a `Setting`), ties counts (an `Equation`), or cannot b
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,16 @@ class Statement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Two integers of the forward that were compared and found equal: they must stay so."""
+
+    left: Expression
+    right: Expression
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
     """What the statements mean.
 
@@ -111,6 +122,7 @@ class _Nonlinear(Exception):
 
 def solve(
     statements: Iterable[Statement],
+    links: Iterable[Link],
     attributes: Mapping[Attribute, int],
     length_of: Callable[[Size], Linear],
     full: Sequence[int],
@@ -118,9 +130,11 @@ def solve(
     """Work out what integers must become.
 
     Args:
+        statements: integers that equal a length.  links: integers that equal each other.
         attributes: dense values.  length_of: the length of an axis of a recorded value.  full: dense counts [G].
     """
     pending = list(dict.fromkeys(statements))
+    joined = list(dict.fromkeys(links))
     known: dict[Attribute, Linear] = {}
     equations: list[Equation] = []
     stuck: list[tuple[int, str, str]] = []
@@ -142,6 +156,15 @@ def solve(
     # then those inside an expression, as far as the rest of it is known; repeated until nothing new is learned
     for _ in range(4):
         before = len(known)
+        for link in joined:
+            for here, there in ((link.left, link.right), (link.right, link.left)):
+                with contextlib.suppress(_Nonlinear):
+                    value = evaluate(there)
+                    if not value.fixed and any(a not in known for a in _attributes(here)):
+                        made = Statement(expression=here, length=value, reason=link.reason, source=link.source)
+                        pending += [made] if made not in pending else []
+                        if isinstance(here, Attribute):
+                            known[here] = value
         for s in pending:
             unknown = [a for a in _attributes(s.expression) if a not in known]
             if not unknown or isinstance(s.expression, Attribute):
@@ -167,6 +190,11 @@ def solve(
             for a in _attributes(s.expression):
                 involved |= {g for g, _ in known.get(a, number(0)).terms}
             stuck += [(g, s.reason, s.source) for g in sorted(involved)]
+    for link in joined:
+        with contextlib.suppress(_Nonlinear):
+            difference = add(evaluate(link.left), evaluate(link.right), -1)
+            if not difference.fixed:
+                equations.append(to_equation(difference, link.reason, link.source))
     settings = tuple(
         Setting(attribute=a, extent=to_extent(value))
         for a, value in known.items()

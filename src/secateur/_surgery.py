@@ -116,11 +116,11 @@ def _check_kept(groups: Groups, kept: Sequence[Sequence[int]]) -> list[set[int]]
     sets = []
     for group, units in zip(groups.groups, kept, strict=True):
         keep = set(units)
-        if not keep or len(keep) != len(units) or not keep <= set(range(group.n_units)):
+        if len(keep) < group.least or len(keep) != len(units) or not keep <= set(range(group.n_units)):
             raise InputError(
-                "kept units must be distinct, at least one, and of this group",
+                "kept units must be distinct, enough, and of this group",
                 where=group.name,
-                expected=f"units from 0 to {group.n_units - 1}",
+                expected=f"at least {group.least} of the units from 0 to {group.n_units - 1}",
                 got=list(units)[:10],
             )
         sets.append(keep)

@@ -90,7 +90,7 @@ class Facts:
     writings: list[Tensor] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     even: list[tuple[tuple[Label, ...], int, str, tuple[int, int]]] = field(default_factory=list)
-    whole: list[Tensor] = field(default_factory=list)
+    least: list[tuple[Tensor, int]] = field(default_factory=list)
 
 
 def support(slot: Tensor) -> frozenset[int]:

@@ -49,6 +49,8 @@ def recurrent(k: Kernel, op: Operation) -> Sequence[Label | None]:
     k.even([_row(h) for h in hidden], 1, "one hidden_size per module")
     if projected:
         k.even([_row(o) for o in outputs], 1, "one proj_size per module")
+        # torch takes proj_size = hidden_size for no projection at all
+        k.facts.least.extend((h, outputs[0].numel() + 1) for h in hidden)
     for n, state in enumerate(states):
         _tie_state(k, state, outputs if n == 0 else hidden)
     shape = op.shapes[0]

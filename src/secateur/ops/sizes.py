@@ -155,6 +155,16 @@ def _slice(item: tuple[Any, ...], x: int, axis: int, length: int) -> Iterator[Re
             yield Requirement(argument=bound, value=x, axis=axis, start=length + at, stop=length, sign=-1)
 
 
+def _repeat(call: Call, value: Lookup) -> Iterator[Requirement]:
+    """repeat_interleave(x, n, dim) of an axis of length 1: n is the new length."""
+    x, times, axis = (_argument(call, i, n) for i, n in enumerate(("input", "repeats", "dim")))
+    out = call.outputs[0]
+    if _is_int(times) and _is_int(axis) and out is not None:
+        at = number(axis) % len(value(out).shape)
+        if value(x.value).shape[at] == 1:
+            yield Requirement(argument=times, value=out, axis=at)
+
+
 def _convolution(call: Call, value: Lookup) -> Iterator[Requirement]:
     transposed = call.function.startswith("conv_transpose")
     groups = _argument(call, 6, "groups", 1)
@@ -204,6 +214,7 @@ _READERS = table(
     ("split", _split),
     ("split_with_sizes", _split),
     ("narrow", _narrow),
+    ("repeat_interleave", _repeat),
     ("__getitem__", _item),
     *((f"conv{n}d", _convolution) for n in (1, 2, 3)),
     *((f"conv_transpose{n}d", _convolution) for n in (1, 2, 3)),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -31,20 +32,32 @@ def to_json(record: object) -> dict[str, Any]:
 
 def _fields(record: Any) -> dict[str, Any]:
     """All fields but those that live in memory only (metadata json=False)."""
-    return {f.name: _plain(getattr(record, f.name)) for f in dataclasses.fields(record) if f.metadata.get("json", True)}
+    noun: Any = type(record)
+    hints = _hints(noun)
+    return {
+        f.name: _plain(getattr(record, f.name), tagged=_is_open(hints[f.name]))
+        for f in dataclasses.fields(record)
+        if f.metadata.get("json", True)
+    }
 
 
-def _plain(value: object) -> Any:
+def _is_open(hint: Any) -> bool:
+    """Whether a hint leaves the type open, so that what stands there must name its class."""
+    return hint is Any or any(_is_open(arg) for arg in typing.get_args(hint))
+
+
+def _plain(value: object, *, tagged: bool = False) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _fields(value)
+        return {"$": type(value).__name__, **_fields(value)} if tagged else _fields(value)
     if isinstance(value, float):
-        if math.isnan(value):
-            return "NaN"
-        return value if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
+        if math.isfinite(value):
+            return value
+        word = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return {"$": "float", "value": word} if tagged else word
     if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
+        return [_plain(v, tagged=tagged) for v in value]
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v, tagged=tagged) for k, v in value.items()}
     if value is None or isinstance(value, str | int | bool):
         return value
     raise TypeError(f"{type(value).__name__} does not belong in a noun")
@@ -64,7 +77,7 @@ def from_json(noun: type[T], data: Mapping[str, Any]) -> T:
             todo="read it with the version of secateur that wrote it, or make it again",
         )
     body = {k: v for k, v in data.items() if k not in ("noun", "schema")}
-    return typing.cast(T, _build(noun, body, noun.__name__))
+    return typing.cast(T, _build(noun, body, noun.__name__, sys.modules[noun.__module__]))
 
 
 @functools.cache
@@ -72,25 +85,25 @@ def _hints(noun: type) -> dict[str, Any]:
     return typing.get_type_hints(noun)
 
 
-def _build(hint: Any, value: Any, where: str) -> Any:
+def _build(hint: Any, value: Any, where: str, home: types.ModuleType) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or hint is object:
-        return value
+        return _build_open(value, where, home)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _build_record(hint, value, where)
+        return _build_record(hint, value, where, home)
     if origin in (typing.Union, types.UnionType):
-        return _build_union(args, value, where)
+        return _build_union(args, value, where, home)
     if origin is typing.Literal:
         return _check(value in args, value, hint, where)
     if origin is tuple:
         _check(isinstance(value, list), value, hint, where)
         if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_build(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+            return tuple(_build(args[0], v, f"{where}[{i}]", home) for i, v in enumerate(value))
         _check(len(value) == len(args), value, hint, where)
-        return tuple(_build(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+        return tuple(_build(a, v, f"{where}[{i}]", home) for i, (a, v) in enumerate(zip(args, value, strict=True)))
     if origin in (dict, Mapping):
         _check(isinstance(value, dict), value, hint, where)
-        return {k: _build(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {k: _build(args[1], v, f"{where}.{k}", home) for k, v in value.items()}
     if hint is float:
         if isinstance(value, str) and value in _NON_FINITE:
             return _NON_FINITE[value]
@@ -104,7 +117,23 @@ def _build(hint: Any, value: Any, where: str) -> Any:
     raise TypeError(f"{where}: no JSON form for {hint!r}")
 
 
-def _build_record(noun: type, value: Any, where: str) -> Any:
+def _build_open(value: Any, where: str, home: types.ModuleType) -> Any:
+    """What stands where the type is open: lists are tuples, and "$" names a noun of the same module."""
+    if isinstance(value, list):
+        return tuple(_build_open(v, f"{where}[{i}]", home) for i, v in enumerate(value))
+    if not isinstance(value, dict):
+        return value
+    if "$" not in value:
+        return {k: _build_open(v, f"{where}.{k}", home) for k, v in value.items()}
+    body = {k: v for k, v in value.items() if k != "$"}
+    if value["$"] == "float":
+        return _build(float, body.get("value"), where, home)
+    noun: Any = vars(home).get(value["$"])
+    _check(isinstance(noun, type) and dataclasses.is_dataclass(noun), value["$"], "a noun of this file", where)
+    return _build_record(noun, body, where, home)
+
+
+def _build_record(noun: type, value: Any, where: str, home: types.ModuleType) -> Any:
     _check(isinstance(value, dict), value, noun, where)
     hints = _hints(noun)
     names = {f.name for f in dataclasses.fields(noun) if f.metadata.get("json", True)}
@@ -114,16 +143,14 @@ def _build_record(noun: type, value: Any, where: str) -> Any:
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
     if not required <= set(value) <= names:
-        raise FileCorrupt(
-            "fields are missing or unknown", where=where, expected=sorted(names), got=sorted(value)
-        )
-    return noun(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})
+        raise FileCorrupt("fields are missing or unknown", where=where, expected=sorted(names), got=sorted(value))
+    return noun(**{k: _build(hints[k], v, f"{where}.{k}", home) for k, v in value.items()})
 
 
-def _build_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+def _build_union(args: tuple[Any, ...], value: Any, where: str, home: types.ModuleType) -> Any:
     for option in args:
         try:
-            return _build(option, value, where)
+            return _build(option, value, where, home)
         except FileCorrupt:
             continue
     raise FileCorrupt("no alternative fits", where=where, expected=args, got=value)

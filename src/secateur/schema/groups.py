@@ -45,6 +45,7 @@ class Group:
         inexact_because: the statistic that runs over the cut axis, where `exact` is False.
         gated: scaling the `read` members of a unit by (1 - t) scales its whole effect: at t = 1 it is gone.
         module: path of the module that writes it.
+        least: fewest units that may stay (a projected LSTM needs more hidden than projected units).
     """
 
     index: int
@@ -56,6 +57,7 @@ class Group:
     inexact_because: str = ""
     gated: bool = True
     module: str = ""
+    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)
