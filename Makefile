@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.secateur-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench-cifar bench-certificate clean
+.PHONY: help install demo test check format bench-cifar bench-certificate crash clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 20
@@ -45,6 +45,9 @@ bench-cifar: $(STAMP)  ## a trained ResNet-20 beside Torch-Pruning; needs SECATE
 
 bench-certificate: $(STAMP)  ## how often the certificate is wrong, and how much it can prove
 	$(BIN)/python benchmarks/certificate.py $(ARGS)
+
+crash: $(STAMP)  ## kill -9 a scan at 20 random moments: the resumed curves must have the same bits
+	SECATEUR_CRASH=1 $(BIN)/python -m pytest -q tests/test_scan.py -k twenty_random_moments $(ARGS)
 
 clean:  ## remove what was built (not .venv)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
