@@ -562,10 +562,13 @@ def _show_groups(named: names.Named, groups: Groups, dense: Costs) -> None:
     out = console()
     out.print(tree)
     if groups.frozen:
-        table = Table("reason", "axes", "indices", "of", "where", title="cannot be removed")
+        cannot = Tree("[bold]cannot be removed[/bold]")
         for reason, n_axes, count, what, where in _report.frozen_rows(groups.frozen):
-            table.add_row(escape(reason), str(n_axes), str(count), escape(what), escape(where))
-        out.print(table)
+            branch = cannot.add(f"{escape(reason)}  [cyan]{count} indices of {n_axes} axes[/cyan]")
+            branch.add(f"[dim]{escape(what)}[/dim]")
+            if where:
+                branch.add(f"[dim]at {escape(where)}[/dim]")
+        out.print(cannot)
     for note in groups.notes:
         out.print(f"[dim]note: {escape(note)}[/dim]")
 

@@ -201,10 +201,7 @@ def shape(text: str) -> Tensor:
 
 
 def _timm(name: str, rest: str, weights: bool) -> Named:
-    try:
-        import timm
-    except ImportError as error:
-        raise NotInstalled("timm is not installed", got=error, todo="pip install 'secateur[timm]'") from None
+    timm = _package("timm", extra="timm")
     if not timm.is_model(rest):
         near = timm.list_models(f"*{rest}*")[:10]
         raise UnknownName("timm has no such model", where=name, expected=", ".join(near) or "see timm.list_models()")
@@ -214,10 +211,7 @@ def _timm(name: str, rest: str, weights: bool) -> Named:
 
 
 def _torchvision(name: str, rest: str, weights: bool) -> Named:
-    try:
-        import torchvision
-    except ImportError as error:
-        raise NotInstalled("torchvision is not installed", got=error, todo="pip install 'secateur[timm]'") from None
+    torchvision = _package("torchvision", extra="timm")
     known = torchvision.models.list_models()
     if rest not in known:
         near = [m for m in known if rest.split("_")[0] in m][:10]
@@ -230,10 +224,7 @@ def _torchvision(name: str, rest: str, weights: bool) -> Named:
 
 
 def _hugging_face(name: str, weights: bool) -> Named:
-    try:
-        import transformers
-    except ImportError as error:
-        raise NotInstalled("transformers is not installed", got=error, todo="pip install 'secateur[hf]'") from None
+    transformers = _package("transformers", extra="hf")
     config = transformers.AutoConfig.from_pretrained(name)
     architecture = (config.architectures or [""])[0]
     if architecture not in dir(transformers):
@@ -248,6 +239,23 @@ def _hugging_face(name: str, weights: bool) -> Named:
     # what transformers itself traces a model with; token ids, or pixels
     inputs = {k: v for k, v in made.dummy_inputs.items() if isinstance(v, Tensor)}
     return Named(name=name, model=made.eval(), example_inputs=inputs)
+
+
+def _package(name: str, *, extra: str) -> Any:
+    """An optional package.
+
+    Raises:
+        NotInstalled: it is missing, or cannot be imported beside this torch.
+    """
+    try:
+        return importlib.import_module(name)
+    # torchvision raises RuntimeError where its compiled half was built for another torch
+    except (ImportError, RuntimeError) as error:
+        raise NotInstalled(
+            f"{name} cannot be imported",
+            got=error,
+            todo=f"pip install 'secateur[{extra}]', with a torchvision built for the installed torch",
+        ) from None
 
 
 def _download(name: str, make: Any) -> nn.Module:

@@ -1,0 +1,310 @@
+"""The commands, called as a user calls them, on a small network with its own data."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from helpers.compiled_ops import ensure_torchvision
+from secateur._couple import couple
+from secateur._surgery import fingerprint_weights
+from secateur._trace import trace
+from secateur.cli import app
+from secateur.cli._members import chained, member
+from secateur.cli._shell import guarded, panel
+from secateur.errors import InputError, OneShotIterable, SecateurError, UnknownName
+from secateur.integrations import names
+from secateur.recoveries import RECOVERIES, chain, finetune
+from secateur.schema import from_json
+from secateur.schema.groups import Groups
+from secateur.schema.plan import Plan
+from secateur.schema.scores import Scores
+
+PROJECT = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 24)
+        self.second = nn.Linear(24, 16)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+def make(seed, n):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 8, generator=generator)
+    return list(zip(x.split(50), x[:, :3].argmax(1).split(50)))
+
+
+def net():
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    for epoch in range(25):
+        for x, y in make(1, 400):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model
+
+
+def data():
+    return {"train": make(1, 400), "search": make(2, 200), "held_out": make(3, 500)}
+
+
+def two():
+    return make(1, 100), make(2, 100)
+
+
+def generator():
+    return (batch for batch in make(1, 100))
+
+
+def one_input():
+    return torch.zeros(2, 8)
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+NUMBER = 3
+"""
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A file `tiny_project.py`, named by its path."""
+    path = tmp_path_factory.mktemp("project") / "tiny_project.py"
+    path.write_text(PROJECT)
+    return path
+
+
+def call(*words: object, code: int = 0) -> str:
+    done = RUNNER.invoke(app, [str(w) for w in words], catch_exceptions=False)
+    assert done.exit_code == code, f"{done.exit_code}\n{done.output}\n{done.stderr}"
+    return done.stdout if code == 0 else done.output
+
+
+@pytest.fixture(scope="module")
+def model(project: Path) -> tuple[object, ...]:
+    return f"{project}:net", "--data", f"{project}:data"
+
+
+def test_trace_lists_what_can_be_removed_and_why_the_rest_cannot(model):
+    text = call("trace", *model)
+    assert "24 neurons" in text
+    assert "16 neurons" in text
+    assert "it is an output of the model" in text
+
+
+def test_trace_as_json_is_the_groups_that_couple_finds(model, project):
+    groups = from_json(Groups, json.loads(call("trace", *model, "--json"))["groups"])
+    named = names.model(f"{project}:net")
+    assert groups == couple(trace(named.model, torch.zeros(2, 8)))
+
+
+@pytest.mark.parametrize("inputs", [("--shape", "2x8"), ("--inputs", "FILE:one_input"), ("--data", "FILE:two")])
+def test_example_inputs_can_be_named_in_three_ways(project, inputs):
+    option, value = inputs
+    assert "24 neurons" in call("trace", f"{project}:net", option, value.replace("FILE", str(project)))
+
+
+def test_without_example_inputs_it_says_how_to_give_them(project):
+    assert "--shape" in call("trace", f"{project}:net", code=3)
+
+
+def test_score_scan_plan_cut_hand_their_nouns_on_through_the_folder(model, tmp_path: Path):
+    scores = from_json(Scores, json.loads(call("score", *model, "--out", tmp_path, "--json")))
+    assert [len(v) for v in scores.values] == [24, 16]
+    assert "±" in call("scan", *model, "--folds", 2, "--out", tmp_path)
+    assert "MACs" in call("plan", *model, "--macs", 0.5, "--out", tmp_path)
+    plan = from_json(Plan, json.loads(call("plan", *model, "--macs", 0.5, "--out", tmp_path, "--json")))
+    assert plan.after is not None
+    assert plan.before is not None
+    assert plan.after.macs <= 0.5 * plan.before.macs
+    assert "Verified against the masked model" in call("cut", *model, "--out", tmp_path)
+
+    told = json.loads(call("export", *model, "--out", tmp_path, "--to", tmp_path / "m.onnx", "--json"))
+    assert told["error"] < 1e-4
+    assert "speed-up" in call("bench", *model, "--out", tmp_path, "--repeats", 6, "--batch", 2)
+    # hardly any drop is allowed: not certifiable, and what was measured is written down all the same
+    text = call("certify", *model, "--max-drop", 0.0001, "--out", tmp_path, code=4)
+    assert "Not certifiable" in text
+    assert (tmp_path / "certificate.json").exists()
+
+
+def test_what_was_made_for_another_model_is_refused(model, tmp_path: Path, project):
+    call("score", *model, "--out", tmp_path)
+    other = project.with_name("other_project.py")
+    other.write_text(PROJECT.replace("24", "20"))
+    text = call("plan", f"{other}:net", "--data", f"{other}:data", "--macs", 0.5, "--out", tmp_path, code=3)
+    assert "made for another model" in text
+
+
+def test_prune_does_all_of_it_and_report_writes_the_page_again(model, tmp_path: Path):
+    words = ("prune", *model, "--macs", 0.6, "--max-drop", 0.2, "--steps", 2, "--out", tmp_path)
+    recovery = ("--recovery", "finetune(epochs=2, lr=1e-2)")
+    text = call(*words, *recovery)
+    assert "report.html" in text.replace("\n", "")
+    assert "Certified" in text
+    page = (tmp_path / "report.html").read_text()
+    (tmp_path / "report.html").unlink()
+    call("report", tmp_path)
+    assert (tmp_path / "report.html").read_text() == page
+    again = json.loads(call(*words, *recovery, "--resume", "--json"))
+    assert again == json.loads(call("report", tmp_path, "--json"))
+    assert "another" in call(*words, *recovery, "--seed", 5, "--resume", code=3)
+    assert "--resume" in call(*words, *recovery, code=3) or "resume" in call(*words, *recovery, code=3)
+
+
+def test_a_toml_file_can_hold_the_options(model, tmp_path: Path):
+    config = tmp_path / "run.toml"
+    config.write_text("seed = 3\n[plan]\nmacs = 0.5\nround-to = 4\n")
+    plan = from_json(Plan, json.loads(call("plan", *model, "--config", config, "--json")))
+    assert all(len(kept) % 4 == 0 for kept in plan.kept)
+    config.write_text("[plan]\nmax = 0.5\n")
+    assert "no option max" in call("plan", *model, "--config", config, code=2).replace("\n", " ")
+
+
+def test_an_error_says_what_to_do_and_ends_with_three(model):
+    text = call("plan", *model, "--macs", 0.001, code=3)
+    assert "BudgetUnreachable" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("nowhere.py:net",), "no such file"),
+        (("no_such_package_at_all:net",), "no module"),
+        (("FILE:nothing",), "nothing"),
+        (("FILE:NUMBER",), "nn.Module"),
+        (("plain",), "names no model"),
+        (("timm:no_such_net_9",), "timm has no such model"),
+        (("torchvision:resnet19",), "torchvision has no such model"),
+    ],
+)
+def test_names_that_lead_nowhere_are_refused_in_words(project, words, says):
+    ensure_torchvision()
+    assert says in call("trace", *(w.replace("FILE", str(project)) for w in words), code=3).replace("\n", " ")
+
+
+def test_a_generator_as_data_is_refused(project):
+    with pytest.raises(OneShotIterable):
+        names.data(f"{project}:generator")
+
+
+def test_two_loaders_are_train_and_search(project):
+    found = names.data(f"{project}:two")
+    assert len(found.train) == len(found.search) == 2
+    assert found.held_out is None
+
+
+def test_a_model_of_torchvision_knows_its_inputs():
+    ensure_torchvision()
+    named = names.model("torchvision:squeezenet1_1", weights=False)
+    assert isinstance(named.model, nn.Module)
+    assert named.example_inputs.shape == (2, 3, 224, 224)
+
+
+def test_a_model_of_timm_knows_its_inputs():
+    ensure_torchvision()
+    named = names.model("timm:test_vit", weights=False)
+    assert named.example_inputs.shape[1:] == named.model.default_cfg["input_size"]
+
+
+def test_a_hugging_face_folder_is_loaded_with_its_weights(tmp_path: Path):
+    ensure_torchvision()
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    made = transformers.BertForSequenceClassification(config).eval()
+    made.save_pretrained(tmp_path)
+    named = names.model(str(tmp_path))
+    assert fingerprint_weights(named.model) == fingerprint_weights(made)
+    assert "input_ids" in named.example_inputs
+
+
+def test_members_are_read_with_their_settings():
+    assert member("finetune(epochs=5, lr=1e-2)", RECOVERIES, what="recovery") == finetune(epochs=5, lr=1e-2)
+    assert chained("finetune+recalibrate", RECOVERIES, chain, what="recovery").name == "finetune + recalibrate"
+    with pytest.raises(UnknownName, match="finetune"):
+        member("magic", RECOVERIES, what="recovery")
+    for wrong in ("finetune(5)", "finetune(epochs=len)", "finetune(epochs=5", "finetune(colour=1)"):
+        with pytest.raises(InputError):
+            member(wrong, RECOVERIES, what="recovery")
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(project, tmp_path: Path):
+    text = call("score", f"{project}:interrupted", "--shape", "2x8", "--out", tmp_path, code=130)
+    assert "--resume" in text
+
+
+def test_a_bug_is_not_dressed_up_as_a_refusal():
+    @guarded
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+
+
+def test_the_panel_shows_every_part_of_an_error_even_with_brackets_in_it():
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(panel(SecateurError("no [bold] here", where="a[0]", expected="[x]", got="y", todo="do z")))
+    text = console.export_text()
+    for part in ("no [bold] here", "a[0]", "[x]", "y", "do z"):
+        assert part in text
+
+
+def test_every_command_has_help_with_its_options():
+    commands = [c.name for c in app.registered_commands]
+    assert commands == [
+        *("demo", "trace", "score", "scan", "plan", "cut", "prune", "certify", "report", "export", "bench")
+    ]
+    for name in commands:
+        assert "Usage" in call(name, "--help")
+
+
+def test_prune_without_a_folder_is_wrong_usage(model):
+    call("prune", *model, "--macs", 0.5, code=2)
+
+
+def test_python_dash_m_secateur_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "secateur", "--help"], capture_output=True, text=True, check=True)
+    assert "prune" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_demo_killed_by_ctrl_c_can_be_resumed(tmp_path: Path):
+    words = [sys.executable, "-m", "secateur", "demo", "--arch", "lstm", "--out", str(tmp_path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "demo.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "--resume" in said
