@@ -77,6 +77,13 @@ def test_a_limit_reads_the_fraction_as_the_decimal_that_was_written() -> None:
     assert not _cost.within(Costs(macs=7, params=2, memory=0), {"macs": 7, "params": 1})
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 10**12), st.data())
+def test_a_quotient_of_costs_is_a_budget_that_allows_its_cost(dense: int, data) -> None:
+    part = data.draw(st.integers(1, dense))
+    assert _cost.limits(Budget(macs=part / dense), Costs(macs=dense, params=1, memory=1)) == {"macs": part}
+
+
 @st.composite
 def systems(draw):
     n_groups = draw(st.integers(1, 4))

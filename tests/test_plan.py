@@ -166,6 +166,13 @@ def test_scores_and_curves_of_another_model_are_refused() -> None:
         )
 
 
+def test_curves_in_the_order_of_another_criterion_are_refused() -> None:
+    scores = dataclasses.replace(make_scores(ASCENDING), criterion="taylor")
+    curves = make_curves((8,), {0: {4: 0.1}})
+    with pytest.raises(StaleArtifact, match="removal order"):
+        plan(make_groups((8,)), scores, Budget(macs=0.5), allocator=uniform(), curves=curves)
+
+
 def test_nothing_to_cut_lists_the_reasons() -> None:
     with pytest.raises(NothingToCut, match="output of the model"):
         plan(make_groups(()), make_scores(), Budget(macs=0.5), allocator=uniform())

@@ -77,10 +77,16 @@ def ratio(after: Costs, before: Costs) -> dict[str, float]:
 def limits(budget: Budget, full: Costs) -> dict[str, int]:
     """The largest cost that meets the budget, for each kind that it names.
 
-    The fraction is read as the decimal number that the user wrote: 0.7 of 10 is 7, though the float is below 0.7.
+    The fraction is read as the decimal number that the user wrote: 0.7 of 10 is 7, though the float is below 0.7. And
+    a fraction that is itself a quotient of costs (`BudgetUnreachable.least`) allows the cost it was made from.
     """
     named = zip(KINDS, (budget.macs, budget.params, budget.memory), _tuple(full), strict=True)
-    return {kind: int(Fraction(repr(float(kept))) * dense) for kind, kept, dense in named if kept is not None}
+    return {kind: _limit(float(kept), dense) for kind, kept, dense in named if kept is not None}
+
+
+def _limit(kept: float, dense: int) -> int:
+    most = int(Fraction(repr(kept)) * dense)
+    return most + 1 if dense and (most + 1) / dense <= kept else most
 
 
 def within(costs: Costs, limit: Mapping[str, int]) -> bool:

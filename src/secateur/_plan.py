@@ -92,7 +92,7 @@ def problem_of(
     if curves is None:
         losses = tuple(tuple(sorted(values)) for values in scores.values)
     else:
-        check_curves(groups, curves)
+        check_curves(groups, scores, curves)
         losses = _measured(groups, scores, curves)
     return Problem(
         losses=losses,
@@ -118,12 +118,19 @@ def _measured(groups: Groups, scores: Scores, curves: Curves) -> tuple[tuple[flo
     return tuple(losses)
 
 
-def check_curves(groups: Groups, curves: Curves) -> None:
-    """Refuses curves that are not of these groups."""
+def check_curves(groups: Groups, scores: Scores, curves: Curves) -> None:
+    """Refuses curves that are not of these groups, or were measured in the removal order of another criterion."""
     if curves.n_units != _cost.full_counts(groups) or (curves.structure and curves.structure != groups.structure):
         raise StaleArtifact(
             "the curves belong to another model",
             expected=f"{len(groups.groups)} groups, structure {groups.structure[:12]}",
             got=f"{len(curves.names)} groups, structure {curves.structure[:12]}",
             todo="scan the model that these groups were found in",
+        )
+    if curves.criterion != scores.criterion:
+        raise StaleArtifact(
+            "the curves were measured in another removal order",
+            expected=f"scores of {curves.criterion}",
+            got=f"scores of {scores.criterion}",
+            todo="scan with these scores, or plan with those that the scan used",
         )
