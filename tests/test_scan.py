@@ -23,7 +23,7 @@ from secateur._couple import couple
 from secateur._cut import cut
 from secateur._scan import scan
 from secateur._trace import trace
-from secateur.errors import CutError, FileCorrupt, InputError, NothingToCut, StaleArtifact
+from secateur.errors import CutError, FileCorrupt, InputError, NonFinite, NothingToCut, StaleArtifact
 from secateur.executors import processes, serial
 from secateur.recoveries import recalibrate
 from secateur.schema.graph import Attribute
@@ -321,6 +321,19 @@ def test_a_wrong_rule_is_found_before_anything_is_measured(parts, tmp_path: Path
     with pytest.raises(CutError, match="layer1"):
         scan(model, broken, scores, batches, task, store=path)
     assert len(_store.read_lines(path)) == 1
+
+
+def test_a_cut_model_without_a_finite_loss_is_named(parts) -> None:
+    model, groups, scores, batches, task = parts
+    last = batches[-1][0]
+
+    def losses(out: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        found = task.losses(out, batch)
+        whole = torch.equal(out, model(batch[0])) or len(batch[0]) != len(last)
+        return found if whole else found * torch.nan
+
+    with pytest.raises(NonFinite, match="layer0: 4 of 8 units kept"):
+        scan(model, groups, scores, batches, dataclasses.replace(task, losses=losses), removed=(0.5,))
 
 
 # Executors

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from secateur import _counts, _curves, _evaluate, _store, _surgery
 from secateur._evaluate import Evaluation, Progress
-from secateur.errors import CutError, FileCorrupt, InputError, NothingToCut, SecateurError, StaleArtifact
+from secateur.errors import CutError, FileCorrupt, InputError, NonFinite, NothingToCut, SecateurError, StaleArtifact
 from secateur.schema.curves import Curves, Point
 from secateur.schema.groups import Groups
 from secateur.schema.members import Executor, Recovery
@@ -88,7 +88,7 @@ def scan(
         NothingToCut: no group.  StaleArtifact: scores or a store of another model, other data or settings.
         InputError: fractions outside (0, 1), too few examples, examples that change order from pass to pass.
         CutError: a group whose deepest cut does not run; found before anything else is measured.
-        FileCorrupt: a store that was changed.
+        NonFinite: a cut model whose loss is no number.  FileCorrupt: a store that was changed.
     """
     order = _counts.removal_order(groups, scores)
     plan = targets(groups, removed)
@@ -178,7 +178,20 @@ def targets(groups: Groups, removed: Sequence[float]) -> dict[int, dict[float, C
 def measure(setup: Setup, counts: Counts) -> dict[str, Any]:
     """The work function: cut to `counts`, evaluate, maybe recover and evaluate again; sums per fold, JSON-ready."""
     small = _cut(setup, counts)
-    plain = _sums(setup, _evaluate.evaluate(small, setup.batches, setup.task))
+    try:
+        pruned = _evaluate.evaluate(small, setup.batches, setup.task)
+    except NonFinite as error:
+        raise NonFinite(
+            "a model that was cut computes no finite loss",
+            where=", ".join(
+                f"{group.name}: {k} of {group.n_units} units kept"
+                for group, k in zip(setup.groups.groups, counts, strict=True)
+                if k < group.n_units
+            ),
+            got=error.what,
+            todo="leave this fraction out (`removed`), or freeze the group; what was measured so far is in the store",
+        ) from error
+    plain = _sums(setup, pruned)
     recovered = None
     if setup.recovery is not None:
         with torch.random.fork_rng(devices=[]):
