@@ -46,8 +46,8 @@ bench-cifar: $(STAMP)  ## a trained ResNet-20 beside Torch-Pruning; needs SECATE
 bench-certificate: $(STAMP)  ## how often the certificate is wrong, and how much it can prove
 	$(BIN)/python benchmarks/certificate.py $(ARGS)
 
-crash: $(STAMP)  ## kill -9 a scan at 20 random moments: the resumed curves must have the same bits
-	SECATEUR_CRASH=1 $(BIN)/python -m pytest -q tests/test_scan.py -k twenty_random_moments $(ARGS)
+crash: $(STAMP)  ## kill -9 a scan at 20 random moments; what is resumed must have the same bits
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_store.py tests/test_scan.py -k killed $(ARGS)
 
 clean:  ## remove what was built (not .venv)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+import warnings
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -391,54 +391,40 @@ def test_errors_of_the_work_arrive_as_they_are() -> None:
 
 # Crash
 
-PROGRAM = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-import test_scan as t
-model = t.make_model()
-groups = t.make_groups(model)
-parts = (model, groups, t.make_scores(groups), t.make_batches(400, 8), t.classification())
-t.scan(*parts, store=sys.argv[1], resume=True)
-"""
+
+def scan_in_a_child(parts: tuple, path: Path) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads do not exist in a forked child
+    scan(*parts, store=path, resume=True)
 
 
-def crash_and_resume(tmp_path: Path, times: int, seed: int) -> None:
+def test_a_scan_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
     model = make_model()
     groups = make_groups(model)
     parts = (model, groups, make_scores(groups), make_batches(400, 8), classification())
+    path, rng = tmp_path / "scan.jsonl", random.Random(1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        began = time.perf_counter()
         whole = scan(*parts)
-        path, rng = tmp_path / "scan.jsonl", random.Random(seed)
-        program, kills = PROGRAM.format(tests=str(Path(__file__).parent)), 0
-        for _ in range(times):
-            before = len(_store.read_lines(path))
-            worker = subprocess.Popen([sys.executable, "-c", program, str(path)])
-            while worker.poll() is None and len(_store.read_lines(path)) <= before:
-                time.sleep(0.002)
-            time.sleep(rng.uniform(0.0, 0.03))
-            worker.send_signal(signal.SIGKILL)
-            kills += worker.wait() == -signal.SIGKILL
-            if rng.random() < 0.3 and path.exists():  # a write that was torn by a power failure
+        duration = time.perf_counter() - began
+        killed = 0
+        for _ in range(20):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+                child = multiprocessing.get_context("fork").Process(target=scan_in_a_child, args=(parts, path))
+                child.start()
+            time.sleep(rng.uniform(0.0, duration / 2))
+            child.kill()
+            child.join()
+            killed += child.exitcode == -signal.SIGKILL
+            if rng.random() < 0.3 and path.exists():  # what a power failure leaves of the last line
                 data = path.read_bytes()
-                path.write_bytes(data[: len(data) - rng.randrange(0, 40)])
-        assert kills > 0
+                path.write_bytes(data[: len(data) - rng.randrange(0, 400)])
+        assert killed > 0
         assert scan(*parts, store=path, resume=True) == whole
     finally:
         torch.set_num_threads(threads)
-
-
-def test_a_killed_scan_ends_with_the_same_bits(tmp_path: Path) -> None:
-    crash_and_resume(tmp_path, times=2, seed=0)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("SECATEUR_CRASH") != "1", reason="minutes long: `make crash` runs it")
-def test_a_scan_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
-    crash_and_resume(tmp_path, times=20, seed=1)
 
 
 def test_targets_leave_at_least_one_unit_and_take_at_least_one() -> None:
