@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import secateur
 from helpers.digits import DATA, TASK, accuracy, dense_model
 from secateur import _surgery, criteria, recoveries, schedules
 from secateur._couple import couple
@@ -204,6 +205,14 @@ def test_the_result_says_what_was_used_and_how_it_was_set(half: Result):
     assert (used["criterion"].name, used["schedule"].settings) == ("obd", "")
 
 
+def test_the_result_writes_its_report_and_is_what_the_package_exports(half: Result, tmp_path: Path):
+    page = half.report(tmp_path / "report.html")
+    assert page == tmp_path / "report.html"
+    assert "Tiny" in page.read_text()
+    assert isinstance(half, secateur.Result)
+    assert secateur.prune is prune
+
+
 def test_progress_is_told_and_names_the_step():
     told = []
     run(steps=1, progress=lambda label, done, total: told.append((label, done, total)))
@@ -386,29 +395,32 @@ def test_a_truncated_or_changed_run_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"budget": None, "max_drop": None}, InputError),
-        ({"steps": 0}, InputError),
-        ({"max_drop": -0.1}, InputError),
-        ({"max_drop": float("nan")}, InputError),
-        ({"confidence": 1.0}, InputError),
-        ({"scan": "sometimes"}, InputError),
-        ({"seed": -1}, InputError),
-        ({"resume": True}, InputError),
-        ({"data": dataclasses.replace(DATA, train=[])}, EmptyData),
-        ({"data": dataclasses.replace(DATA, search=iter(DATA.search))}, OneShotIterable),
-        ({"data": dataclasses.replace(DATA, held_out=(b for b in DATA.search))}, OneShotIterable),
-        ({"budget": Budget(macs=1e-6)}, BudgetUnreachable),
-        ({"data": dataclasses.replace(DATA, held_out=DATA.search)}, SplitOverlap),
-        ({"data": dataclasses.replace(DATA, held_out=[*DATA.held_out, *DATA.train[:1]])}, SplitOverlap),
-        ({"task": dataclasses.replace(TASK, correct=None)}, CertificateError),
-        ({"clip": 2.0}, InputError),
+        pytest.param({"budget": None, "max_drop": None}, InputError, id="no goal"),
+        pytest.param({"steps": 0}, InputError, id="no step"),
+        pytest.param({"max_drop": -0.1}, InputError, id="negative drop"),
+        pytest.param({"max_drop": float("nan")}, InputError, id="drop not a number"),
+        pytest.param({"confidence": 1.0}, InputError, id="certainty"),
+        pytest.param({"scan": "sometimes"}, InputError, id="unknown scan"),
+        pytest.param({"seed": -1}, InputError, id="negative seed"),
+        pytest.param({"resume": True, "out": None}, InputError, id="resume without a folder"),
+        pytest.param({"data": dataclasses.replace(DATA, train=[])}, EmptyData, id="empty data"),
+        pytest.param({"data": dataclasses.replace(DATA, search=iter(DATA.search))}, OneShotIterable, id="iterator"),
+        pytest.param({"data": dataclasses.replace(DATA, held_out=zip(DATA.search))}, OneShotIterable, id="zip"),
+        pytest.param({"budget": Budget(macs=1e-6)}, BudgetUnreachable, id="unreachable budget"),
+        pytest.param({"data": dataclasses.replace(DATA, held_out=DATA.search)}, SplitOverlap, id="held out = search"),
+        pytest.param(
+            {"data": dataclasses.replace(DATA, held_out=[*DATA.held_out, *DATA.train[:1]])},
+            SplitOverlap,
+            id="held out in train",
+        ),
+        pytest.param({"task": dataclasses.replace(TASK, correct=None)}, CertificateError, id="loss without clip"),
+        pytest.param({"clip": 2.0}, InputError, id="clip of a score"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_used_is_refused_and_leaves_no_file(tmp_path: Path, change, error):
     folder = tmp_path / "run"
     with pytest.raises(error):
-        run(**{"out": folder, **change} if "resume" not in change else change)
+        run(**{"out": folder, **change})
     assert not folder.exists()
 
 
