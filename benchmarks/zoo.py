@@ -69,9 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
             for tool in tools:
                 key = (tool, name, entry.name, args.seed)
                 before = results.get(key)
-                if before is not None and (args.resume or args.again and before["outcome"] == "ok"):
+                if before is not None and (before["outcome"] == "ok" if args.again else args.resume):
                     continue
-                if args.again and before is None and not args.resume:
+                if before is None and args.again and not args.resume:
                     continue
                 row = run_one(key, entry, seconds=args.timeout, memory=args.memory)
                 results[key] = row

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from secateur.ops import (
     contraction,
     convolution,
+    detection,
+    experts,
     factories,
     indexing,
     joining,
@@ -23,6 +25,8 @@ from secateur.ops import (
     pooling,
     recurrent,
     reduction,
+    sampling,
+    spectral,
 )
 from secateur.ops._kernel import Kernel as Kernel
 from secateur.ops._kernel import Label as Label
@@ -34,6 +38,8 @@ from secateur.schema.table import table
 RULES: Mapping[str, Rule] = table(
     *contraction.RULES,
     *convolution.RULES,
+    *detection.RULES,
+    *experts.RULES,
     *factories.RULES,
     *indexing.RULES,
     *joining.RULES,
@@ -44,6 +50,8 @@ RULES: Mapping[str, Rule] = table(
     *pooling.RULES,
     *recurrent.RULES,
     *reduction.RULES,
+    *sampling.RULES,
+    *spectral.RULES,
 )
 
 
