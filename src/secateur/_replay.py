@@ -239,6 +239,10 @@ class _Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.silent or func.namespace == "prim":  # questions about a tensor (its device), not operations on it
             return func(*args, **kwargs)
+        # under inference mode nobody has taken composite operations apart before they come here
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:
+                return func.decompose(*args, **kwargs)
         return self.watcher.operation(str(func), func, tuple(args), dict(kwargs))
 
     @contextlib.contextmanager
