@@ -39,7 +39,7 @@ from secateur.errors import CoupleError, UnknownName
 from secateur.ops import RULES, rule_key
 from secateur.ops._kernel import INT, Kernel, Label, support
 from secateur.ops._rule import Operation, Rule, bare, keeps_zeros
-from secateur.ops.sizes import Requirement, number, requirements
+from secateur.ops.sizes import Requirement, equal_lengths, number, requirements
 from secateur.schema.graph import Expression, Graph, Integer, Node, Op, Ref, Run, Size
 from secateur.schema.groups import (
     CostTerm,
@@ -430,7 +430,11 @@ def _lines_that_matter(kernel: Kernel, lengths: _Lengths) -> Iterable[np.ndarray
                     counted, whole = _counted(units, need)
                     if whole:
                         yield counted
-        said = [*run.escapes, *(e for c in run.comparisons for e in (c.left, c.right))]
+        said: list[Expression] = []
+        for call in run.calls:
+            for pair in equal_lengths(call, lambda v, run=run: run.values[v]):  # type: ignore[misc]
+                said += pair
+        said += [*run.escapes, *(e for c in run.comparisons for e in (c.left, c.right))]
         said += [i.origin for call in run.calls for i in _integers((call.args, tuple(call.kwargs.values())))]
         for size in {s for e in said for s in _sizes(e)}:
             units = lengths.units(r, size.value, size.axis)
@@ -549,6 +553,9 @@ def _statements(lengths: _Lengths) -> tuple[list[Statement], list[Link], list[tu
                         source=call.source,
                     )
                 )
+            for here, there in equal_lengths(call, lambda v, run=run: run.values[v]):  # type: ignore[misc]
+                left, right = _shifted(here, offset), _shifted(there, offset)
+                links.append(Link(left=left, right=right, reason=f"{call.function} in equal parts", source=call.source))
         for c in run.comparisons:
             left, right = _shifted(c.left, offset), _shifted(c.right, offset)
             links.append(

@@ -274,6 +274,8 @@ class Kernel:
         wanted = sorted({d % label.rank for d in axes}) if axes is not None and label.rank else list(range(label.rank))
         if not sums:
             self.statistic(label, wanted, reason)
+        elif not label.zero:
+            self.statistic(label, wanted, "entries of removed units would not be zero where they are summed")
         slots = []
         for slot in label.slots:
             over = support(slot) & set(wanted)

@@ -52,6 +52,20 @@ def split(k: Kernel, op: Operation) -> Sequence[Label | None]:
     return parts
 
 
+def channel_shuffle(k: Kernel, op: Operation) -> Label:
+    """channel_shuffle(x, groups): channels [groups, rest] transposed. The same index goes in every group."""
+    x, groups = op.args[:2]
+    batch, channels, *space = x.shape
+    grid = k.view(x, (batch, groups, channels // groups, *space))
+    tied = Label(grid.shape, tuple(k.collapse(s, [1]) for s in grid.slots if s.shape[2] > 1 or s.shape[1] == 1))
+    for s in grid.slots:
+        if s.shape[2] == 1 and s.shape[1] > 1:
+            k.freeze(s, "channel_shuffle keeps its number of groups")
+    swapped = k.permute(tied, [0, 2, 1, *range(3, tied.rank)])
+    spread = Label(swapped.shape, tuple(s.expand(s.shape[0], s.shape[1], groups, *s.shape[3:]) for s in swapped.slots))
+    return k.view(spread, op.shape)
+
+
 def glu(k: Kernel, op: Operation) -> Label:
     """glu(x, dim) = a * sigmoid(b), a and b the halves of x."""
     x: Label = op.args[0]
@@ -59,7 +73,8 @@ def glu(k: Kernel, op: Operation) -> Label:
     if not x.slots:
         return Label(op.shape)
     half = x.shape[axis] // 2
-    first, second = (k.move(x, lambda slot, s=start: slot.narrow(axis, s, half))[0] for start in (0, half))  # type: ignore[misc]
+    (first,) = k.move(x, lambda slot: slot.narrow(axis, 0, half))
+    (second,) = k.move(x, lambda slot: slot.narrow(axis, half, half))
     k.even([first, second], axis, "glu halves it")
     return k.pointwise(op.shape, [first, second])
 
@@ -128,8 +143,7 @@ def complex_as_pair(k: Kernel, op: Operation) -> Label:
 
 
 MOVE = (
-    "permute transpose t squeeze unsqueeze select slice unbind pixel_shuffle pixel_unshuffle channel_shuffle "
-    "native_channel_shuffle narrow movedim moveaxis swapaxes swapdims numpy_T mT rot90"
+    "permute transpose t squeeze unsqueeze select slice unbind pixel_shuffle pixel_unshuffle narrow movedim moveaxis swapaxes swapdims numpy_T mT rot90"
 ).split()
 VIEW = "view _unsafe_view reshape _reshape_alias flatten unflatten view_as reshape_as".split()
 SPLIT = "split chunk unsafe_split unsafe_chunk split_with_sizes unsafe_split_with_sizes tensor_split".split()
@@ -143,6 +157,8 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("repeat_interleave", repeat_interleave),
     ("as_strided", as_strided),
     ("glu", glu),
+    ("channel_shuffle", channel_shuffle),
+    ("native_channel_shuffle", channel_shuffle),
     ("roll", roll),
     ("unfold", unfold),
     ("flip", flip),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.schema.graph import Call, Integer, Ref, Value
+from secateur.schema.graph import Call, Integer, Ref, Size, Value
 from secateur.schema.table import table
 
 
@@ -41,6 +41,16 @@ def requirements(call: Call, value: Lookup) -> Iterator[Requirement]:
     reader = _READERS.get(call.function)
     if reader is not None:
         yield from reader(call, value)
+
+
+def equal_lengths(call: Call, value: Lookup) -> Iterator[tuple[Size, Size]]:
+    """Axes that a call makes equally long: the parts of tensor_split(x, n)."""
+    if call.function != "tensor_split" or not _is_int(_argument(call, 1, "indices_or_sections")):
+        return
+    parts = [o for o in call.outputs if o is not None]
+    axis = number(_argument(call, 2, "dim", 0)) % len(value(parts[0]).shape)
+    for other in parts[1:]:
+        yield Size(parts[0], axis), Size(other, axis)
 
 
 def number(item: int | Integer) -> int:
