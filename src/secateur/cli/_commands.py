@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from secateur import _cost, _export, _latency, _report, _store, pipeline
 from secateur._certify import certify as certify_verb
-from secateur._certify import explain
+from secateur._certify import explain, verify_certificate
 from secateur._couple import couple
 from secateur._curves import read
 from secateur._cut import cut as cut_verb
@@ -33,6 +33,7 @@ from secateur.allocators import ALLOCATORS
 from secateur.cli import _options as o
 from secateur.cli._members import chained, member
 from secateur.cli._shell import NOT_CERTIFIED, console, guarded, need_out, progress, say_json
+from secateur.cli._verify import candidates, need_certificate
 from secateur.criteria import CRITERIA
 from secateur.errors import InputError, StaleArtifact
 from secateur.exporters import EXPORTERS
@@ -316,6 +317,9 @@ def certify(
     task: o.TaskName = "classification",
     confidence: o.Confidence = 0.95,
     more_tries: Annotated[bool, typer.Option("--more-tries", help="keep error probability for later tries")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="derive the certificate in --out again, and compare")
+    ] = False,
     random_weights: o.RandomWeights = False,
     out: o.Out = None,
     seed: o.Seed = 0,
@@ -324,7 +328,7 @@ def certify(
 ) -> None:
     """Test the smaller model in --out against the dense one on held-out data; exit code 4 if it cannot be certified."""
     folder = need_out(out, "it holds the smaller model, and takes the certificate")
-    if max_drop is None:
+    if max_drop is None and not verify:
         raise typer.BadParameter("--max-drop is needed: the drop that is to be ruled out")
     named = names.model(model, weights=not random_weights)
     splits = _data(data)
@@ -334,6 +338,30 @@ def certify(
             where=data,
             todo="return Data(train=, search=, held_out=); a certificate needs data that nothing was chosen with",
         )
+    if verify:
+        held = need_certificate(folder)
+        with (
+            progress(quiet=json) as tell,
+            seeded(derive(seed, "certify"), splits.held_out, splits.search, splits.train),
+        ):
+            checked = verify_certificate(
+                held,
+                named.model,
+                candidates(folder, held, named.model),
+                splits.held_out,
+                _task(task),
+                also=(splits.search, splits.train),
+                progress=tell,
+            )
+        if json:
+            say_json(to_json(checked))
+        else:
+            for check in checked.checks:
+                mark = "agrees" if check.holds else "DOES NOT AGREE"
+                console().print(escape(f"{check.name}: {mark}" + (f" ({check.detail})" if check.detail else "")))
+        if not checked.holds:
+            raise typer.Exit(NOT_CERTIFIED)
+        return
     small, kept = _export.load(folder, model=named.model), _export.contents(folder)
     with progress(quiet=json), seeded(derive(seed, "certify"), splits.held_out, splits.search, splits.train):
         proof = certify_verb(

@@ -5,7 +5,7 @@ Exit codes:
     1    a bug: a Python traceback; please report it
     2    wrong usage of the command line
     3    refused: a `SecateurError`, printed with what to do
-    4    `certify`: no candidate could be certified
+    4    `certify`: no candidate could be certified; `certify --verify`: the certificate does not hold
     130  interrupted by Ctrl-C; what `--out` holds can be resumed with `--resume`
 """
 
