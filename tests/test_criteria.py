@@ -23,6 +23,8 @@ ALL: dict[str, Criterion] = {
     "magnitude_l1": criteria.magnitude(p=1),
     "magnitude_all": criteria.magnitude(of="all"),
     "obd_empirical": criteria.obd(curvature="empirical"),
+    "obd_shrunk": criteria.obd(shrink=True),
+    "obd_sampled_shrunk": criteria.obd(curvature="sampled", shrink=True),
     "obd_sampled": criteria.obd(curvature="sampled", draws=2),
 }
 
@@ -111,6 +113,29 @@ def test_standard_errors_are_those_of_the_mean_over_examples() -> None:
     }
     for name, values in expected.items():
         torch.testing.assert_close(ALL[name].compute(stats)["error"], values)
+
+
+def test_shrinking_keeps_signal_and_drops_noise() -> None:
+    """Averaged over many groups of pure noise nearly all goes; of strong signal nearly nothing does."""
+    kept_noise, kept_signal = [], []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(100, 30, generator=generator, dtype=torch.float64)
+        centre = torch.randn(30, generator=generator, dtype=torch.float64)
+        for g, kept in ((noise, kept_noise), (noise + centre, kept_signal)):
+            stats, _ = statistics(30)
+            stats["n"] = torch.tensor(100.0, dtype=torch.float64)
+            stats["gate_mean"] = g.mean(0)
+            stats["gate_moments"] = torch.stack([(g**k).mean(0) for k in (1, 2, 3, 4)], 1)
+            found = ALL["obd_shrunk"].compute(stats)
+            plain = ALL["obd"].compute(stats)
+            share = float((found["linear"] / plain["linear"]).mean())
+            kept.append(share)
+            torch.testing.assert_close(found["quadratic"], plain["quadratic"])
+            each = -share * g + 0.6 * g.square() / 2
+            torch.testing.assert_close(found["error"], each.std(0, correction=0) / 10)
+    assert sum(kept_noise) / 40 < 0.15
+    assert sum(kept_signal) / 40 == pytest.approx(1 - 1 / (1 + 100 * 1.0), abs=0.02)
 
 
 def w_of(stats: dict[str, Tensor]) -> list[list[float]]:

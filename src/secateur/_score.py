@@ -5,9 +5,11 @@ And `compare`: what the scores said beside what was measured when units were rea
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import overload
 
 import torch
@@ -138,7 +140,10 @@ def compare(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Leave-one-out on a sample of units, by real cuts, beside every criterion's prediction.
+    """Leave-one-out on a sample of units beside every criterion's prediction.
+
+    What is measured is what a cut computes: in exact groups the unit's readers are set to zero, on a copy of the
+    model; elsewhere the unit is really cut.
 
     Args:
         batches: to measure on; other examples than those the scores come from make the honest comparison.
@@ -156,13 +161,18 @@ def compare(
     if not scores or len(set(names)) != len(names) or any([len(v) for v in s.values] != sizes for s in scores):
         raise InputError("compare needs scores of these groups, each criterion once", got=names)
     chosen, skipped = _sample(model, groups, n_units, seed)
+    spare = copy.deepcopy(model)
     dense = evaluate(model, batches, task)
     weights = dense.weights / dense.weights.sum()
     measured, errors, halves = [], [], []
     for done, (g, u) in enumerate(chosen):
-        kept = [[v for v in range(n) if (index, v) != (g, u)] for index, n in enumerate(sizes)]
-        small = apply(model, receipt_for(model, groups, kept))
-        rise = evaluate(small, batches, task).losses - dense.losses
+        if _can_be_silenced(groups.groups[g]):
+            with _silenced(spare, groups.groups[g], u):
+                rise = evaluate(spare, batches, task).losses - dense.losses
+        else:
+            kept = [[v for v in range(n) if (index, v) != (g, u)] for index, n in enumerate(sizes)]
+            small = apply(model, receipt_for(model, groups, kept))
+            rise = evaluate(small, batches, task).losses - dense.losses
         mean = (weights * rise).sum()
         measured.append(float(mean))
         errors.append(float((weights * (rise - mean)).square().sum().sqrt()))
@@ -198,10 +208,7 @@ def _sample(model: nn.Module, groups: Groups, n_units: int, seed: int) -> tuple[
     generator = torch.Generator().manual_seed(seed)
     orders, skipped = [], []
     for g, group in enumerate(groups.groups):
-        kept = [list(range(h.n_units - (index == g))) for index, h in enumerate(groups.groups)]
-        try:
-            receipt_for(model, groups, kept)
-        except (CutError, InputError):  # the count equations, or a group of one unit
+        if group.n_units == 1 or not (_can_be_silenced(group) or _can_be_cut(model, groups, g)):
             skipped.append(group.name)
             continue
         orders.append([(g, int(u)) for u in torch.randperm(group.n_units, generator=generator)])
@@ -210,6 +217,37 @@ def _sample(model: nn.Module, groups: Groups, n_units: int, seed: int) -> tuple[
     # One of each group, then a second of each, ...: small groups run out first.
     turns = [order[k] for k in range(max(map(len, orders))) for order in orders if k < len(order)]
     return sorted(turns[:n_units]), skipped
+
+
+def _can_be_silenced(group: Group) -> bool:
+    return group.exact and any(m.role == "read" for m in group.members) and all(m.role != "both" for m in group.members)
+
+
+def _can_be_cut(model: nn.Module, groups: Groups, g: int) -> bool:
+    try:
+        receipt_for(model, groups, [range(h.n_units - (index == g)) for index, h in enumerate(groups.groups)])
+    except CutError:  # a count equation
+        return False
+    return True
+
+
+@contextmanager
+def _silenced(model: nn.Module, group: Group, unit: int) -> Iterator[None]:
+    """Zero in everything that reads the unit; put back afterwards, bit for bit."""
+    saved = []
+    try:
+        with torch.no_grad():
+            for member in group.members:
+                if member.role == "read":
+                    weight = model.get_parameter(member.param)
+                    mine = torch.tensor([i for i, u in enumerate(member.units) if u == unit], device=weight.device)
+                    saved.append((weight, member.axis, mine, weight.index_select(member.axis, mine)))
+                    weight.index_fill_(member.axis, mine, 0.0)
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, axis, mine, values in reversed(saved):
+                weight.index_copy_(axis, mine, values)
 
 
 def _agreement(

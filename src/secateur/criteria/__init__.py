@@ -5,6 +5,8 @@ and where there are such `error` (standard error over examples), `linear` and `q
 1 - t of the unit: t linear + t^2 quadratic). Higher = keep. The statistics are listed in `secateur/_stats.py`.
 """
 
+from collections.abc import Callable, Mapping
+
 from secateur.criteria.activation import apoz as apoz
 from secateur.criteria.activation import fluctuation as fluctuation
 from secateur.criteria.activation import mean_activation as mean_activation
@@ -22,6 +24,7 @@ from secateur.criteria.taylor import mean_absolute_taylor as mean_absolute_taylo
 from secateur.criteria.taylor import squared_taylor as squared_taylor
 from secateur.criteria.taylor import taylor as taylor
 from secateur.criteria.wanda import wanda as wanda
+from secateur.schema.members import Criterion
 from secateur.schema.table import table
 
 __all__ = [
@@ -45,7 +48,7 @@ __all__ = [
     "wanda",
 ]
 
-CRITERIA = table(
+CRITERIA: Mapping[str, Callable[..., Criterion]] = table(
     ("random", random),
     ("magnitude", magnitude),
     ("geometric_median", geometric_median),

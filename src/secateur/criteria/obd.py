@@ -17,7 +17,12 @@ from secateur.errors import InputError
 from secateur.schema.members import Criterion
 
 
-def obd(*, curvature: Literal["calibrated", "empirical", "sampled"] = "calibrated", draws: int = 1) -> Criterion:
+def obd(
+    *,
+    curvature: Literal["calibrated", "empirical", "sampled"] = "calibrated",
+    draws: int = 1,
+    shrink: bool = False,
+) -> Criterion:
     """Predicted loss change when unit u goes: score[u] = a[u] + b[u], at scale 1 - t of the unit t a + t^2 b.
 
     a[u] = -mean over n of g[n, u]; b[u] = 1/2 mean over n of s[n, u], where s stands for the second derivative:
@@ -30,6 +35,12 @@ def obd(*, curvature: Literal["calibrated", "empirical", "sampled"] = "calibrate
     `empirical`: s = g[n, u]^2, as in the source, without r; for losses that have no curvature at the output.
     `sampled`: s = the same square for labels drawn from the model: an unbiased estimate of the Gauss-Newton
         diagonal, at the price of one more backward pass per draw; the only one that works for `match_output`.
+
+    Args:
+        curvature: as above.  draws: drawn labels per example, for `sampled`.
+        shrink: multiply a by the share of it, per group, that is signal and not noise of the examples (positive-part
+            James-Stein, from the standard errors of the same pass). For few examples or a nearly saturated network:
+            the first order then is mostly noise, and ranks units by it. No longer an expansion: order 0.
 
     Nats; may be negative. Order 1: all three stand for the Hessian and are not it (`hutchinson` is of order 2).
     A unit that nothing depends on scores 0. The standard error takes r as known.
@@ -44,18 +55,21 @@ def obd(*, curvature: Literal["calibrated", "empirical", "sampled"] = "calibrate
     def squares(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
         m = stats["gate_moments"]
         ratio = stats["curvature_ratio"] if curvature == "calibrated" else m.new_ones(())
-        linear, quadratic = -m[:, 0], ratio * m[:, 1] / 2
+        share = _moments.signal(m, stats["n"]) if shrink else m.new_ones(())
+        linear, quadratic = -share * m[:, 0], ratio * m[:, 1] / 2
         return {
             "value": linear + quadratic,
-            "error": _moments.of_expansion(m, stats["n"], ratio),
+            "error": _moments.of_expansion(m, stats["n"], ratio, share),
             "linear": linear,
             "quadratic": quadratic,
         }
 
     def sampled(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
         m, (s, s2, gs) = stats["gate_moments"], stats["gate_sampled"].unbind(1)
-        linear, quadratic = -m[:, 0], s / 2
-        variance = m[:, 1] - m[:, 0].square() + (s2 - s.square()) / 4 - (gs - m[:, 0] * s)
+        share = _moments.signal(m, stats["n"]) if shrink else m.new_ones(())
+        linear, quadratic = -share * m[:, 0], s / 2
+        first, second = m[:, 1] - m[:, 0].square(), s2 - s.square()
+        variance = share**2 * first + second / 4 - share * (gs - m[:, 0] * s)
         return {
             "value": linear + quadratic,
             "error": torch.sqrt(variance.clamp(min=0) / stats["n"]),
@@ -65,10 +79,10 @@ def obd(*, curvature: Literal["calibrated", "empirical", "sampled"] = "calibrate
 
     extra = {"calibrated": ("curvature_ratio",), "empirical": (), "sampled": (f"gate_sampled/{draws}",)}
     return Criterion(
-        name="obd" if curvature == "calibrated" else f"obd_{curvature}",
+        name="obd" + ("" if curvature == "calibrated" else f"_{curvature}") + ("_shrunk" if shrink else ""),
         needs=("gate_moments", *extra[curvature]),
         unit="nats",
-        order=1,
+        order=0 if shrink else 1,
         source="LeCun et al. 1990, eq. 2; Theis et al. 2018, arXiv:1801.05787, eq. 8",
         compute=sampled if curvature == "sampled" else squares,
     )

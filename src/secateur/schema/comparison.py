@@ -34,7 +34,7 @@ class Comparison:
     """Scores against leave-one-out.
 
     Attributes:
-        names: of all groups.  units: (group, unit) that were taken away, each alone, by a real cut.
+        names: of all groups.  units: (group, unit) that were taken away, each alone.
         measured: [units] mean increase of the loss, nats, paired with the dense model.  errors: standard errors.
         predicted: criterion -> [units] its scores.
         agreements: first over all units, for every criterion; then per group.
