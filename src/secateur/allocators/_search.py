@@ -241,10 +241,14 @@ def descend(search: Search, counts: Counts) -> Counts:
 def give_back(search: Search, counts: Counts, worth: Worth) -> Counts:
     """Gives units back, the worthiest first, while the budget is still met: nothing more fits into the result."""
     present = np.array(counts, np.int64)
+    stride = max(1, -(-sum(search.problem.n_units) // MOST_STEPS))
     groups, changes = _moves(search, counts, range(len(counts)), +1)
     while len(groups):
         best = int(np.argmax(worth(present, changes)))
         change = changes[best]
+        several = present + (stride - 1) * change
+        if stride > 1 and _inside(search, several + change) and fits(search, several + change):
+            present = several
         if not fits(search, present + change):
             # What does not fit now never will: costs only rise from here.
             groups, changes = np.delete(groups, best), np.delete(changes, best, axis=0)
