@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.secateur-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench-cifar bench-certificate crash clean
+.PHONY: help install demo test check format bench-cifar bench-scores bench-certificate crash clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 20
@@ -42,6 +42,9 @@ format: $(STAMP)  ## let ruff rewrite the files
 
 bench-cifar: $(STAMP)  ## a trained ResNet-20 beside Torch-Pruning; needs SECATEUR_DATA; ARGS="--quick"
 	$(BIN)/python benchmarks/cifar_resnet20.py $(ARGS)
+
+bench-scores: $(STAMP)  ## every criterion beside leave-one-out; ARGS="--units 16 --quick"
+	$(BIN)/python benchmarks/scores.py $(ARGS)
 
 bench-certificate: $(STAMP)  ## how often the certificate is wrong, and how much it can prove
 	$(BIN)/python benchmarks/certificate.py $(ARGS)
