@@ -175,7 +175,9 @@ def derive(
         if settings.strata is None or shown is None
         else strata_of(*shown, settings, census, test, margin, len(path))
     )
-    if test.sequential and not settings.early:
+    if test.sequential and census.groups:
+        notes.append("Groups are complete only at the end of the data, so everything was evaluated.")
+    elif test.sequential and not settings.early:
         notes.append(
             "The held-out order is not known to be random, so everything was evaluated, and the units were looked at "
             "in the order of their salted content hashes. A shuffling DataLoader, or random_order=True, saves "
