@@ -884,3 +884,36 @@ def test_progress_is_reported() -> None:
         progress=lambda *a: seen.append(a),
     )
     assert seen == [("score", 1, 2), ("score", 2, 2)]
+
+
+@pytest.mark.parametrize("name", ["time first", "rows of positions", "rows of examples", "lstm", "attention"])
+def test_a_first_look_at_a_few_examples_decides_as_the_whole_batch_would(name: str) -> None:
+    make, inputs = ARCHITECTURES[name]
+    torch.manual_seed(4)
+    model, x = make(), inputs(50)
+    groups = couple(trace(model, inputs(2)))
+    large = [labelled(x), labelled(x[:7])]
+    small = [labelled(x[i : i + 10]) for i in range(0, 50, 10)] + [labelled(x[:7])]
+    small = [(x, torch.cat([large[0][1], large[1][1]])[i * 10 : i * 10 + len(x)]) for i, (x, _) in enumerate(small)]
+    found = [score(model, groups, data, tasks.classification(), criterion=criteria.obd()) for data in (large, small)]
+    slow = score(model, groups, large, tasks.classification(), criterion=criteria.obd(), exact=True)
+    close(found[0].values, slow.values)
+    close(found[1].values, slow.values)
+
+
+def test_a_batch_that_cannot_be_sliced_is_checked_as_a_whole() -> None:
+    class TimeFirstInput(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.tanh(self.a(x))).mean(0)
+
+    model, x = TimeFirstInput(), torch.randn(40, 36, 4)
+    groups = couple(trace(model, x[:, :2]))
+    batches = [(x, torch.arange(36) % 3)]
+    found = score(model, groups, batches, tasks.classification(), criterion=criteria.obd())
+    turned = [(x.transpose(0, 1), torch.arange(36) % 3)]
+    task = dataclasses.replace(tasks.classification(), forward=lambda m, b: m(b[0].transpose(0, 1)))
+    close(found.values, score(model, groups, turned, task, criterion=criteria.obd(), exact=True).values)

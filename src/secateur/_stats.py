@@ -42,6 +42,7 @@ Index conventions: n example, u unit, p element of a unit, c channel.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,7 +72,7 @@ from secateur._evaluate import (
     weights_of,
 )
 from secateur._units import matrix, offsets
-from secateur.errors import EmptyData, InputError, MissingStatistic, NonFinite, TaskShapeError
+from secateur.errors import EmptyData, InputError, MissingStatistic, NonFinite, SecateurError, TaskShapeError
 from secateur.schema.groups import Group, Groups, Member
 from secateur.schema.task import Batch, Batches, Task
 
@@ -203,6 +204,8 @@ def collect(
     with torch.inference_mode(False), torch.enable_grad(), mode(model):
         for index, raw in enumerate(batches):
             batch = to_device(raw, where)
+            if index == 0 and task.per_example:
+                plan = _rehearsed(model, groups, plan, batch, task, needs)
             part = _batch_statistics(model, groups, plan, batch, task, needs, generator, f"batch {index}")
             stats = merge(stats, part)
             if progress is not None:
@@ -508,7 +511,7 @@ def _measure(
 ) -> _Found:
     bases = {n.partition("/")[0] for n in needs}
     parameters = _parameters(model)
-    gated = bool(bases & {"gate_mean", "gate_moments", "gate_absolute", "gate_sampled", "curvature_ratio"})
+    gated = bool(bases & _GATED)
     wanted = [b.removesuffix("_gradients") for b in bases if b.endswith("_gradients")]
     names = _members_of(groups, parameters, wanted)
     draws = max((_count(n) for n in needs if n.startswith("gate_sampled")), default=0)
@@ -567,6 +570,23 @@ def _measure(
     return _Found(losses.detach(), gates, tuple(drawn), gradients, dict(taps.inputs), curvature)
 
 
+def _rehearsed(model: nn.Module, groups: Groups, plan: _Plan, batch: Batch, task: Task, needs: Sequence[str]) -> _Plan:
+    """What the checks of a first batch find out, found out on its first examples, where that is cheaper."""
+    if not {n.partition("/")[0] for n in needs} & _GATED:
+        return plan
+    trial = dataclasses.replace(plan, tapped=set(plan.tapped), verified=set(), layouts={})
+    try:
+        if batch_size(batch) <= 2 * _FEW:
+            return plan
+        few = examples(batch, 0, _FEW)
+        found = _measure(model, groups, trial, few, task, ("gate_mean",), torch.Generator(), "a first look")
+    except (SecateurError, RuntimeError, ValueError, TypeError, IndexError):
+        return plan  # not a batch that can be sliced: the checks are made on all of it, and errors named there
+    return trial if len(found.losses) == _FEW else plan
+
+
+_FEW = 16
+_GATED = frozenset({"gate_mean", "gate_moments", "gate_absolute", "gate_sampled", "curvature_ratio"})
 _EMPIRICAL = "use criteria.obd(curvature='empirical')"
 _HALF = "look at the inputs; in half precision, try bfloat16 or float32"
 
