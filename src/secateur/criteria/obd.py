@@ -39,8 +39,9 @@ def obd(
     Args:
         curvature: as above.  draws: drawn labels per example, for `sampled`.
         shrink: multiply a by the share of it, per group, that is signal and not noise of the examples (positive-part
-            James-Stein, from the standard errors of the same pass). For few examples or a nearly saturated network:
-            the first order then is mostly noise, and ranks units by it. No longer an expansion: order 0.
+            James-Stein, from the standard errors of the same pass). For few examples or a nearly saturated network,
+            where the first order is mostly noise and would rank units by it; with thousands of examples it throws
+            signal away (benchmarks/README.md, `scores.py`). No longer an expansion: order 0.
 
     Nats; may be negative. Order 1: all three stand for the Hessian and are not it (`hutchinson` is of order 2).
     A unit that nothing depends on scores 0. The standard error takes r as known.
