@@ -458,6 +458,294 @@ class Res2(nn.Module):
         return self.o(torch.cat([*ys, xs[3]], 1))
 
 
+class SharedHeads(nn.Module):
+    """One integer serves two layers: they keep one head count, or another size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = 2
+        self.a = nn.Linear(5, 8)
+        self.b = nn.Linear(5, 8)
+        self.o = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        u = self.a(x).view(n, t, self.h, -1).softmax(2).flatten(2)
+        v = self.b(x).view(n, t, self.h, -1).cos().flatten(2)
+        return self.o(torch.cat([u, v], -1))
+
+
+class ConvTG(nn.Module):
+    """Transposed convolutions in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 1)
+        self.t = nn.ConvTranspose2d(8, 12, 3, groups=4)
+        self.t2 = nn.ConvTranspose2d(12, 12, 2, groups=12)
+        self.o = nn.Conv2d(12, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(torch.relu(self.t2(torch.relu(self.t(torch.tanh(self.a(x)))))))
+
+
+class GroupShuffle(nn.Module):
+    """Grouped convolutions with a shuffle between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 12, 1)
+        self.g = nn.Conv2d(12, 12, 1, groups=3)
+        self.g2 = nn.Conv2d(12, 12, 3, groups=3, padding=1)
+        self.o = nn.Conv2d(12, 3, 1)
+        self.k = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.g(torch.tanh(self.a(x))))
+        n, c, h, w = y.shape
+        y = y.view(n, self.k, c // self.k, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.o(torch.relu(self.g2(y)))
+
+
+class MQA(nn.Module):
+    """One key-value head for all queries, by broadcasting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 4
+        self.d = 2
+        self.q = nn.Linear(5, 8)
+        self.kv = nn.Linear(5, 4)
+        self.o = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q = self.q(x).view(b, t, self.n, self.d).transpose(1, 2)
+        k, v = self.kv(x).split(self.d, -1)
+        w = (q @ k.unsqueeze(1).transpose(-1, -2)).softmax(-1)
+        return self.o((w @ v.unsqueeze(1)).transpose(1, 2).reshape(b, t, -1))
+
+
+class GQAsdpa(nn.Module):
+    """Grouped queries inside torch's attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.d = 2
+        self.q = nn.Linear(5, 16)
+        self.k = nn.Linear(5, 4)
+        self.v = nn.Linear(5, 4)
+        self.o = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = (l(x).view(b, t, -1, self.d).transpose(1, 2) for l in (self.q, self.k, self.v))
+        return self.o(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).reshape(b, t, -1))
+
+
+class QKNorm(nn.Module):
+    """Norms of query and key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 2
+        self.q = nn.Linear(5, 8)
+        self.k = nn.Linear(5, 8)
+        self.v = nn.Linear(5, 8)
+        self.qn = nn.LayerNorm(4)
+        self.kn = nn.LayerNorm(4)
+        self.o = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = (l(x).view(b, t, self.n, 4).transpose(1, 2) for l in (self.q, self.k, self.v))
+        return self.o(F.scaled_dot_product_attention(self.qn(q), self.kn(k), v).transpose(1, 2).reshape(b, t, -1))
+
+
+class XCA(nn.Module):
+    """Attention over channels; the width is heads times their size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 2
+        self.e = nn.Linear(5, 8)
+        self.qkv = nn.Linear(8, 24)
+        self.t = nn.Parameter(torch.ones(2, 1, 1))
+        self.o = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.e(x)
+        n, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.n, c // self.n).permute(2, 0, 3, 4, 1)
+        a = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.t).softmax(-1)
+        return self.o((a @ v).permute(0, 3, 1, 2).reshape(n, t, c))
+
+
+class TiedIO(nn.Module):
+    """One weight and its transpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(5, 8)
+        self.b = nn.Linear(8, 12)
+        self.o = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.a(x))
+        z = torch.relu(self.b(y))
+        return self.o(F.linear(z, self.b.weight.t()))
+
+
+class HnCat(nn.Module):
+    """Final states of all layers beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.r = nn.LSTM(5, 6, 2, bidirectional=True, batch_first=True)
+        self.o = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, (h, _) = self.r(x)
+        return self.o(h.transpose(0, 1).reshape(x.shape[0], -1))
+
+
+class HnView(nn.Module):
+    """Final states by layer and direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.r = nn.GRU(5, 6, 2, bidirectional=True, batch_first=True)
+        self.o = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, h = self.r(x)
+        return self.o(h.view(2, 2, x.shape[0], -1)[-1].sum(0))
+
+
+class LearnedH0(nn.Module):
+    """Learned initial states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.r = nn.LSTM(5, 6, 2, batch_first=True)
+        self.h0 = nn.Parameter(torch.randn(2, 1, 6))
+        self.c0 = nn.Parameter(torch.randn(2, 1, 6))
+        self.o = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        y, _ = self.r(x, (self.h0.expand(-1, n, -1).contiguous(), self.c0.repeat(1, n, 1)))
+        return self.o(y)
+
+
+class InstIn(nn.Module):
+    """Scale and shift from a learned style."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3)
+        self.s = nn.Linear(4, 16)
+        self.z = nn.Parameter(torch.randn(4))
+        self.o = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.instance_norm(self.a(x))
+        g, b = self.s(self.z).chunk(2)
+        return self.o(torch.relu(y * g[:, None, None] + b[:, None, None]))
+
+
+class Demod(nn.Module):
+    """Modulated and demodulated kernels, one per example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 1)
+        self.w = nn.Parameter(torch.randn(6, 8, 3, 3))
+        self.m = nn.Linear(4, 8)
+        self.z = nn.Parameter(torch.randn(2, 4))
+        self.o = nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.a(x))
+        n, c, h, w = x.shape
+        st = self.m(self.z)
+        k = self.w[None] * st[:, None, :, None, None]
+        k = k * torch.rsqrt(k.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        y = F.conv2d(x.reshape(1, n * c, h, w), k.view(-1, c, 3, 3), padding=1, groups=n).view(n, -1, h, w)
+        return self.o(torch.relu(y))
+
+
+class ConvBN1(nn.Module):
+    """Batch norm over flattened tokens, then all tokens in one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(5, 8)
+        self.bn = nn.BatchNorm1d(8)
+        self.b = nn.Linear(8 * 6, 7)
+        self.o = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn(self.a(x).flatten(0, 1))).view(x.shape[0], -1)
+        return self.o(torch.relu(self.b(y)))
+
+
+class Maxout(nn.Module):
+    """The larger of two neighbours, by amax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(5, 12)
+        self.o = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.o(y.view(*y.shape[:-1], y.shape[-1] // 2, 2).amax(-1))
+
+
+class MaxoutMax(nn.Module):
+    """The larger of two neighbours, by max."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(5, 12)
+        self.o = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.o(y.unflatten(-1, (-1, 2)).max(-1).values)
+
+
+class ParamList(nn.Module):
+    """Parameters in a list, used by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.ParameterList([torch.randn(8, 5), torch.randn(8), torch.randn(3, 8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x @ self.p[0].T + self.p[1]) @ self.p[2].T
+
+
+class Cumulative(nn.Module):
+    """A decaying sum over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(5, 8)
+        self.d = nn.Parameter(torch.rand(8))
+        self.o = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        h = torch.zeros_like(y[:, 0])
+        o = []
+        for t in range(x.shape[1]):
+            h = torch.sigmoid(self.d) * h + y[:, t]
+            o.append(h)
+        return self.o(torch.stack(o, 1).cumsum(1))
+
+
 SEQUENCE = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -488,4 +776,22 @@ NASTY: dict[str, tuple[type[nn.Module], Tensor]] = {
     "Spectral": (Spectral, SEQUENCE),
     "SK": (SK, IMAGE),
     "Res2": (Res2, IMAGE),
+    "SharedHeads": (SharedHeads, SEQUENCE),
+    "ConvTG": (ConvTG, IMAGE),
+    "GroupShuffle": (GroupShuffle, IMAGE),
+    "MQA": (MQA, SEQUENCE),
+    "GQAsdpa": (GQAsdpa, SEQUENCE),
+    "QKNorm": (QKNorm, SEQUENCE),
+    "XCA": (XCA, SEQUENCE),
+    "TiedIO": (TiedIO, SEQUENCE),
+    "HnCat": (HnCat, SEQUENCE),
+    "HnView": (HnView, SEQUENCE),
+    "LearnedH0": (LearnedH0, SEQUENCE),
+    "InstIn": (InstIn, IMAGE),
+    "Demod": (Demod, IMAGE),
+    "ConvBN1": (ConvBN1, SEQUENCE),
+    "Maxout": (Maxout, SEQUENCE),
+    "MaxoutMax": (MaxoutMax, SEQUENCE),
+    "ParamList": (ParamList, SEQUENCE),
+    "Cumulative": (Cumulative, SEQUENCE),
 }
