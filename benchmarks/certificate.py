@@ -284,28 +284,30 @@ def numbered(n: int, batch_size: int = 250) -> list[tuple[Tensor, Tensor]]:
 
 
 def whole_verb(rng: np.random.Generator, runs: int, quick: bool) -> Iterator[Cell]:
-    """`certify` on models whose answers are drawn: a path of three, all losing the margin."""
+    """`certify` on models whose answers are drawn: a path of three, all losing the margin; single or in groups."""
     n, margin, discordance, trials = 300, 0.05, 0.15, 50 if quick else runs
     modes: dict[str, dict[str, Any]] = {
         "exact": {"test": exact()},
         "betting, stops early": {"test": betting(), "random_order": True},
         "betting, order unknown": {"test": betting()},
+        "groups of five": {},
     }
     for name, options in modes.items():
-        wrong = 0
+        wrong, size = 0, 5 if name.startswith("groups") else 1
+        groups = None if size == 1 else lambda batch: (batch[0][:, 0].long() // 5).tolist()
         for run in range(trials):
-            u = rng.random((1, n))
+            u = rng.random((1, n // size)).repeat(size, axis=1)
             u = np.where(rng.random((3, n)) < 0.2, rng.random((3, n)), u)
             lost, gained = (discordance + margin) / 2, (discordance - margin) / 2
             # Half of the examples can be lost, the other half gained.
-            dense = np.where(rng.random(n) < 0.5, 1.0, 0.0)
+            dense = np.where(rng.random(n // size) < 0.5, 1.0, 0.0).repeat(size)
             p_lost, p_gained = 2 * lost, 2 * gained
             pruned = np.where(dense == 1, u >= p_lost, u < p_gained).astype(float)
             made = certify(
                 Answers(torch.tensor(dense)),
                 [Answers(torch.tensor(p)) for p in pruned],
                 numbered(n, n // 2),
-                answers_task(),
+                answers_task(groups),
                 max_drop=margin,
                 seed=run,
                 **options,
