@@ -462,3 +462,26 @@ def test_heads_that_share_one_key_value_head_by_repeat_interleave() -> None:
     model = MultiQuery().eval()
     groups = groups_of(model, torch.randn(2, 5, 6))
     cut(model, groups, random_plan(groups, 0))
+
+
+class Table(nn.Module):
+    """A table of positions that is longer than any recorded input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 2)
+        self.positions = nn.Parameter(torch.randn(1, 20, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        middle = self.positions.shape[1] // 2
+        return self.b(torch.tanh(self.a(x) + self.positions[:, middle : middle + x.shape[1]]))
+
+
+def test_entries_that_no_recorded_input_reaches_stay() -> None:
+    model = Table().eval()
+    groups = groups_of(model, torch.randn(2, 5, 6))
+    assert [(g.name, g.n_units) for g in groups.groups] == [("a", 8)]
+    small, _ = cut(model, groups, random_plan(groups, 0))
+    assert small.positions.shape[1] == 20
+    longer = torch.randn(2, 9, 6)
+    assert small(longer).shape == model(longer).shape

@@ -30,6 +30,7 @@ from secateur._lengths import (
     linear,
     of_extent,
     scale,
+    sizes,
     solve,
     to_equation,
     to_extent,
@@ -92,6 +93,7 @@ def couple(
         full = [len(units) for units in lengths.solved.units_of_group]
         answer = solve(said, links, dict(graph.attributes), lengths.of, full)
         stuck += answer.stuck
+        stuck += [(g, "no recorded run uses it", "") for g in _unused(kernel, lengths.solved)]
         stuck += _unsatisfiable([*answer.equations, *_even_equations(kernel, graph, lengths.solved)], full)
         if not stuck:
             return _assemble(graph, kernel, lengths, answer, graph.swaps)
@@ -216,8 +218,11 @@ def _freeze_opaque(kernel: Kernel, graph: Graph, environments: list[list[Label |
 
 
 def _freeze_unexecuted(kernel: Kernel, graph: Graph) -> None:
-    """A parameter that no run touched may couple to anything of its size: whatever has that size stays."""
-    shapes = {p.name: p.shape for p in graph.parameters if p.dtype in _FLOATS}
+    """A parameter that no run touched may couple to anything of its size: whatever has that size stays.
+
+    Buffers are exempt: one that no run reads is a copy kept for later (an original frequency), not a branch not taken.
+    """
+    shapes = {p.name: p.shape for p in graph.parameters if p.dtype in _FLOATS and p.kind == "parameter"}
     for name in graph.unexecuted:
         if name not in shapes:
             continue
@@ -436,7 +441,7 @@ def _lines_that_matter(kernel: Kernel, lengths: _Lengths) -> Iterable[np.ndarray
                 said += pair
         said += [*run.escapes, *(e for c in run.comparisons for e in (c.left, c.right))]
         said += [i.origin for call in run.calls for i in _integers((call.args, tuple(call.kwargs.values())))]
-        for size in {s for e in said for s in _sizes(e)}:
+        for size in {s for e in said for s in sizes(e)}:
             units = lengths.units(r, size.value, size.axis)
             if units is not None:
                 yield units
@@ -456,14 +461,6 @@ def _integers(item: Any) -> list[Integer]:
         return [item]
     if isinstance(item, tuple):
         return [i for part in item for i in _integers(part)]
-    return []
-
-
-def _sizes(e: Expression) -> list[Size]:
-    if isinstance(e, Size):
-        return [e]
-    if isinstance(e, Op):
-        return _sizes(e.left) + _sizes(e.right)
     return []
 
 
@@ -577,6 +574,14 @@ def _needed(solved: _Solved, units: np.ndarray | None, length: int, need: Requir
     if not countable:
         return of_extent(Extent(number(need.argument)))
     return scale(of_extent(solved.extent_of_rows(entries)), Fraction(need.sign))
+
+
+def _unused(kernel: Kernel, solved: _Solved) -> list[int]:
+    """Groups that no operation reads or writes: entries of a table beyond the recorded length, for example."""
+    reads, _ = _marked(kernel, solved)
+    used = np.flatnonzero(reads | _written(kernel, solved))
+    groups = solved.group_of_atom()[used]
+    return sorted(set(range(len(solved.units_of_group))) - set(groups[groups >= 0].tolist()))
 
 
 def _unsatisfiable(equations: Sequence[Equation], full: Sequence[int]) -> list[tuple[int, str, str]]:

@@ -187,6 +187,8 @@ def solve(
             demand(_difference(s, evaluate), s)
         except _Nonlinear:
             involved = {g for g, _ in s.length.terms}
+            for size in sizes(s.expression):
+                involved |= {g for g, _ in length_of(size).terms}
             for a in _attributes(s.expression):
                 involved |= {g for g, _ in known.get(a, number(0)).terms}
             stuck += [(g, s.reason, s.source) for g in sorted(involved)]
@@ -226,6 +228,15 @@ def linear(
         return _evaluate(e, known, attributes, length_of)
     except _Nonlinear:
         return None
+
+
+def sizes(e: Expression) -> list[Size]:
+    """The lengths that an expression is made of."""
+    if isinstance(e, Size):
+        return [e]
+    if isinstance(e, Op):
+        return sizes(e.left) + sizes(e.right)
+    return []
 
 
 def _attributes(e: Expression) -> list[Attribute]:
