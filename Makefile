@@ -54,3 +54,6 @@ crash: $(STAMP)  ## kill -9 a scan at 20 random moments; what is resumed must ha
 
 clean:  ## remove what was built (not .venv)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+bench-zoo: $(STAMP)  ## every model of torchvision, timm, transformers and torch.nn; hours; ARGS="--set nasty --peer"
+	$(BIN)/python benchmarks/zoo.py $(ARGS)

@@ -1,3 +1,4 @@
+# ruff: noqa: E402  the number of threads is fixed before torch is imported
 """Is every model cut as the user's own class, exactly and without a hint, and how does that compare with Torch-Pruning?
 
 Every model runs in a process of its own, with a limit on time and memory and one thread: record, couple, remove a
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _arguments(arguments)
     torch.set_num_threads(1)
     sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
-    _warm_up()
+    _warm_up(peer=args.peer or args.peer_only)
     results = read(args.out)
     tools = (OURS, PEER) if args.peer else (PEER,) if args.peer_only else (OURS,)
     for name in [] if args.show else args.set or zoo_models.SETS:
@@ -87,20 +88,24 @@ def main(arguments: list[str] | None = None) -> int:
     return int(any(r["outcome"] == "mismatch" and r["tool"] == OURS for r in chosen))
 
 
-def _warm_up() -> None:
+def _warm_up(*, peer: bool) -> None:
     """Import everything that Secateur imports, but not Secateur: every model meets the code as it is then."""
     importlib.import_module("secateur._couple")
     importlib.import_module("torch._dynamo")  # torch imports it at the first dispatch mode
     # beside a torch of another build, torchvision's compiled library does not load
     importlib.import_module("helpers.compiled_ops").ensure_torchvision()
     importlib.import_module("helpers.detection_ops").enable_detection()
+    if peer:
+        importlib.import_module("torch_pruning")
     for name in [n for n in sys.modules if n.split(".")[0] == "secateur"]:
         del sys.modules[name]
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--set", action="append", choices=zoo_models.SETS, help="may be given several times; default: all")
+    parser.add_argument(
+        "--set", action="append", choices=zoo_models.SETS, help="may be given several times; default: all"
+    )
     parser.add_argument("--only", action="append", help="models whose name fits this pattern")
     parser.add_argument("--seed", type=int, default=0, help="of weights, ratios and choices")
     parser.add_argument("--peer", action="store_true", help="Torch-Pruning as well")
@@ -137,7 +142,14 @@ def run_one(key: Key, entry: Entry, *, seconds: float, memory: float) -> dict[st
         process.kill() if not row or row["outcome"] == "timeout" else process.join(10)
         process.join()
     tool, name, model, seed = key
-    head = {"tool": tool, "set": name, "model": model, "seed": seed, "code": code(), "wall": time.perf_counter() - started}
+    head = {
+        "tool": tool,
+        "set": name,
+        "model": model,
+        "seed": seed,
+        "code": code(),
+        "wall": time.perf_counter() - started,
+    }
     return head | row
 
 
@@ -244,8 +256,8 @@ def summary(rows: Iterable[dict[str, Any]]) -> str:
         a, b = zip(*[(seconds_of(x), seconds_of(y)) for x, y in both], strict=True)
         lines.append("")
         lines.append(
-            f"Models that both cut: {len(both)}. Median seconds {statistics.median(a):.2f} and {statistics.median(b):.2f}; "
-            f"sum {sum(a):.0f} and {sum(b):.0f} (ratio {sum(a) / max(sum(b), 1e-9):.2f})."
+            f"Models that both cut: {len(both)}. Median seconds {statistics.median(a):.2f} and "
+            f"{statistics.median(b):.2f}; sum {sum(a):.0f} and {sum(b):.0f} (ratio {sum(a) / max(sum(b), 1e-9):.2f})."
         )
     return "\n".join(lines)
 
@@ -258,7 +270,8 @@ def _both(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The committed page: summary, then every model."""
     versions = ", ".join(
-        f"{p} {importlib.metadata.version(p)}" for p in ("torch", "torchvision", "timm", "transformers", "torch-pruning")
+        f"{p} {importlib.metadata.version(p)}"
+        for p in ("torch", "torchvision", "timm", "transformers", "torch-pruning")
     )
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     peers = {(r["set"], r["model"]): r for r in rows if r["tool"] == PEER}
@@ -267,10 +280,11 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "",
         f"`make bench-zoo`, {today}: Python {sys.version.split()[0]}, {versions}. One thread.",
         "",
-        "`removed`: fraction of the parameters that is gone at random ratios of 0 to 0.8 per group. `reach`: what goes when",
-        "every group loses 40 %, as near as the equations let it; `allowed`: the same if no integer of the forward asked for",
-        "anything. `error`: of the cut model against the masked oracle, relative; `distance`: to the dense model. Seconds:",
-        "record + couple + plan + cut, without the verification. Torch-Pruning: its outcome, what it removed, its seconds.",
+        "`removed`: fraction of the parameters that is gone at random ratios of 0 to 0.8 per group. `reach`: what goes",
+        "when every group loses 40 %, as near as equations let it; `allowed`: the same if no integer of the forward",
+        "asked for anything. `error`: of the cut model against the masked oracle, relative; `distance`: to the dense",
+        "model. Seconds: record + couple + plan + cut, without the verification. Torch-Pruning: its outcome, what it",
+        "removed, its seconds.",
         "",
         summary(rows),
     ]
@@ -280,7 +294,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             continue
         out += ["", f"## {name}", ""]
         out.append(
-            "| model | M params | outcome | groups | removed | reach | allowed | error | distance | s | verify s | Torch-Pruning | s |"
+            "| model | M params | outcome | groups | removed | reach | allowed | error | distance | s | verify s "
+            "| Torch-Pruning | s |"
         )
         out.append("|---" * 13 + "|")
         for r in mine:
@@ -288,7 +303,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             other = "–" if p is None else f"{p['outcome']} {p['removed']:.2f}" if p["outcome"] == "ok" else p["outcome"]
             out.append(
                 f"| {r['model']} | {r['params'] / 1e6:.2f} | {r['outcome']} | {r['groups']} | {r['removed']:.3f} | "
-                f"{_number(r.get('reach'), '.3f')} | {_number(r['allowed'], '.3f')} | {_number(r['error'], '.0e')} | {_number(r['distance'], '.2f')} | "
+                f"{_number(r.get('reach'), '.3f')} | {_number(r['allowed'], '.3f')} | "
+                f"{_number(r['error'], '.0e')} | {_number(r['distance'], '.2f')} | "
                 f"{seconds_of(r):.2f} | {_number(r['seconds'].get('verify'), '.1f')} | {other} | "
                 f"{'–' if p is None or p['outcome'] != 'ok' else format(seconds_of(p), '.2f')} |"
             )

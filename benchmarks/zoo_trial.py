@@ -189,9 +189,7 @@ def random_plan(groups: Any, seed: int) -> Any:
 
     chance = random.Random(seed)
     counts = nearest(groups, [1 - chance.uniform(0.0, HIGHEST_RATIO) for _ in groups.groups])
-    kept = tuple(
-        tuple(sorted(chance.sample(range(g.n_units), c))) for g, c in zip(groups.groups, counts, strict=True)
-    )
+    kept = tuple(tuple(sorted(chance.sample(range(g.n_units), c))) for g, c in zip(groups.groups, counts, strict=True))
     return Plan(kept=kept, names=tuple(g.name for g in groups.groups), n_units=tuple(g.n_units for g in groups.groups))
 
 
@@ -206,16 +204,16 @@ def nearest(groups: Any, fractions: Sequence[float]) -> Sequence[int]:
 
 
 def reach(groups: Any) -> float:
-    """The fraction of parameters that goes when every group loses the same fraction, as near as the equations let it."""
+    """The fraction of parameters that goes when every group loses the same, as near as the equations let it."""
     counts = nearest(groups, [1 - UNIFORM_RATIO] * len(groups.groups))
     return _gone(groups.costs, [g.n_units for g in groups.groups], counts)
 
 
 def allowed(graph: Any) -> float:
     """The same from the labels alone: no equations, nothing frozen because of an integer of the forward."""
-    from secateur import _couple
+    from secateur import _couple, ops
 
-    kernel, environments = _couple._label_all(graph, _couple.RULES)
+    kernel, environments = _couple._label_all(graph, ops.RULES)
     _couple._freeze_unexecuted(kernel, graph)
     _couple._freeze_opaque(kernel, graph, environments)
     solved = _couple._solve(kernel, graph, environments)

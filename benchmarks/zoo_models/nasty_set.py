@@ -1,4 +1,4 @@
-# ruff: noqa: D101, D102, E501  a model per trick: its name says what it is
+# ruff: noqa: E501  a model per trick: its name says what it is
 """Hand-written models, each with one trick that has broken some pruning tool. They are small, so that a fault shows fast."""
 
 from __future__ import annotations
@@ -359,7 +359,7 @@ class PaddedShortcut(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.c, self.d = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 4)
-        self.shortcut = lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 16 // 4, 16 // 4))
+        self.shortcut: Callable[[Tensor], Tensor] = lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 16 // 4, 16 // 4))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x).relu()

@@ -1,4 +1,3 @@
-# ruff: noqa: D101, D102
 """torch.nn's recurrent and transformer modules in all their options, between two linear layers."""
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class Recurrent(nn.Module):
             state = (first, hidden) if self.rnn.mode == "LSTM" else hidden
         y, last = self.rnn(x, state)
         if not self.final:
-            return self.out(y)  # type: ignore[no-any-return]
+            return self.out(y)
         h = last[0] if isinstance(last, tuple) else last
-        return self.out(h.transpose(0, 1).flatten(1))  # type: ignore[no-any-return]
+        return self.out(h.transpose(0, 1).flatten(1))
 
 
 class Block(nn.Module):
@@ -65,7 +64,7 @@ class Block(nn.Module):
         given = (x,) if self.memory is None or y is None else (x, self.memory(y))
         if isinstance(self.inner, nn.Transformer):
             given = given[::-1]
-        return self.out(self.inner(*given, **options))  # type: ignore[no-any-return]
+        return self.out(self.inner(*given, **options))
 
 
 class Attention(nn.Module):
@@ -166,9 +165,7 @@ def transformers() -> list[Entry]:
         )
     add(
         "transformer-pre-causal",
-        lambda: Block(
-            nn.Transformer(16, 4, 1, 2, 24, batch_first=True, norm_first=True), memory=True, causal=True
-        ),
+        lambda: Block(nn.Transformer(16, 4, 1, 2, 24, batch_first=True, norm_first=True), memory=True, causal=True),
         memory=True,
     )
     return found

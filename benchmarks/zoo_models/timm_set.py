@@ -1,4 +1,4 @@
-"""timm: for each of its model modules the smallest member of up to eight families, at the smallest input that it takes."""
+"""timm: for each of its modules the smallest member of up to eight families, at the smallest input that it takes."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("convit_small", 64, True),
         ("convit_base", 64, True),
     ),
-    "convmixer": (
-        ("convmixer_768_32", 64, False),
-    ),
+    "convmixer": (("convmixer_768_32", 64, False),),
     "convnext": (
         ("test_convnext", 64, False),
         ("convnext_zepto_rms", 64, False),
@@ -69,9 +67,7 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("crossvit_small_240", 240, False),
         ("crossvit_15_240", 240, False),
     ),
-    "csatv2": (
-        ("csatv2", 64, False),
-    ),
+    "csatv2": (("csatv2", 64, False),),
     "cspnet": (
         ("cs3darknet_focus_s", 64, False),
         ("darknet17", 64, False),
@@ -101,23 +97,15 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("tv_densenet121", 64, False),
         ("densenetblur121d", 64, False),
     ),
-    "dla": (
-        ("dla102x", 64, False),
-    ),
-    "dpn": (
-        ("dpn48b", 64, False),
-    ),
+    "dla": (("dla102x", 64, False),),
+    "dpn": (("dpn48b", 64, False),),
     "edgenext": (
         ("edgenext_xx_small", 64, False),
         ("edgenext_x_small", 64, False),
         ("edgenext_small", 64, False),
     ),
-    "efficientformer": (
-        ("efficientformer_l1", 224, False),
-    ),
-    "efficientformer_v2": (
-        ("efficientformerv2_s0", 64, True),
-    ),
+    "efficientformer": (("efficientformer_l1", 224, False),),
+    "efficientformer_v2": (("efficientformerv2_s0", 64, True),),
     "efficientnet": (
         ("test_efficientnet", 64, False),
         ("mnasnet_small", 64, False),
@@ -128,16 +116,12 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("tf_mixnet_s", 64, False),
         ("mobilenetv1_100", 64, False),
     ),
-    "efficientvim": (
-        ("efficientvim_m1", 64, False),
-    ),
+    "efficientvim": (("efficientvim_m1", 64, False),),
     "efficientvit_mit": (
         ("efficientvit_b0", 64, False),
         ("efficientvit_l1", 64, False),
     ),
-    "efficientvit_msra": (
-        ("efficientvit_m0", 64, True),
-    ),
+    "efficientvit_msra": (("efficientvit_m0", 64, True),),
     "eva": (
         ("vit_tiny_patch16_dinov3_qkvb", 64, True),
         ("eva02_base_patch14_224", 64, True),
@@ -163,9 +147,7 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("gcvit_xtiny", 64, True),
         ("gcvit_tiny", 64, True),
     ),
-    "gemma4_vit": (
-        ("gemma4_vit_167m", 64, False),
-    ),
+    "gemma4_vit": (("gemma4_vit_167m", 64, False),),
     "ghostnet": (
         ("ghostnet_050", 64, False),
         ("ghostnetv2_100", 64, False),
@@ -189,9 +171,7 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("sam2_hiera_small", 64, False),
         ("hieradet_small", 64, False),
     ),
-    "hrnet": (
-        ("hrnet_w18_small", 64, False),
-    ),
+    "hrnet": (("hrnet_w18_small", 64, False),),
     "iformer": (
         ("iformer_t", 64, False),
         ("iformer_s", 64, False),
@@ -212,12 +192,8 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("inception_v3", 96, False),
         ("tf_inception_v3", 96, False),
     ),
-    "inception_v4": (
-        ("inception_v4", 96, False),
-    ),
-    "lcnetv2": (
-        ("lcnetv2_small", 64, False),
-    ),
+    "inception_v4": (("inception_v4", 96, False),),
+    "lcnetv2": (("lcnetv2_small", 64, False),),
     "levit": (
         ("levit_128s", 64, True),
         ("levit_conv_128s", 64, True),
@@ -257,24 +233,18 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("mobilenetv3_large_075", 64, False),
         ("fbnetv3_b", 64, False),
     ),
-    "mobilenetv5": (
-        ("mobilenetv5_base", 64, False),
-    ),
+    "mobilenetv5": (("mobilenetv5_base", 64, False),),
     "mobilevit": (
         ("mobilevit_xxs", 64, False),
         ("mobilevitv2_050", 64, False),
         ("mobilevit_xs", 64, False),
     ),
-    "mvitv2": (
-        ("mvitv2_base", 64, True),
-    ),
+    "mvitv2": (("mvitv2_base", 64, True),),
     "naflexvit": (
         ("naflexvit_base_patch16_gap", 64, False),
         ("naflexvit_so150m2_patch16_reg1_gap", 64, False),
     ),
-    "nasnet": (
-        ("nasnetalarge", 64, False),
-    ),
+    "nasnet": (("nasnetalarge", 64, False),),
     "nest": (
         ("jx_nest_tiny", 64, True),
         ("nest_tiny", 64, True),
@@ -297,12 +267,8 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("pit_ti_distilled_224", 64, True),
         ("pit_xs_224", 64, True),
     ),
-    "pnasnet": (
-        ("pnasnet5large", 64, False),
-    ),
-    "pvt_v2": (
-        ("pvt_v2_b0", 64, False),
-    ),
+    "pnasnet": (("pnasnet5large", 64, False),),
+    "pvt_v2": (("pvt_v2_b0", 64, False),),
     "rdnet": (
         ("rdnet_tiny", 64, False),
         ("rdnet_small", 64, False),
@@ -314,18 +280,10 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("regnetz_005", 64, False),
         ("regnetv_040", 64, False),
     ),
-    "repghost": (
-        ("repghostnet_050", 64, False),
-    ),
-    "repvit": (
-        ("repvit_m1", 64, False),
-    ),
-    "res2net": (
-        ("res2net50_14w_8s", 64, False),
-    ),
-    "resnest": (
-        ("resnest14d", 64, False),
-    ),
+    "repghost": (("repghostnet_050", 64, False),),
+    "repvit": (("repvit_m1", 64, False),),
+    "res2net": (("res2net50_14w_8s", 64, False),),
+    "resnest": (("resnest14d", 64, False),),
     "resnet": (
         ("test_resnet", 64, False),
         ("resnetblur18", 64, False),
@@ -336,34 +294,24 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("resnetaa34d", 64, False),
         ("ecaresnet101d_pruned", 64, False),
     ),
-    "resnetv2": (
-        ("resnetv2_101", 64, False),
-    ),
+    "resnetv2": (("resnetv2_101", 64, False),),
     "rexnet": (
         ("rexnet_100", 64, False),
         ("rexnetr_100", 64, False),
     ),
-    "selecsls": (
-        ("selecsls42", 64, False),
-    ),
+    "selecsls": (("selecsls42", 64, False),),
     "senet": (
         ("legacy_seresnet18", 64, False),
         ("legacy_seresnext26_32x4d", 64, False),
         ("legacy_senet154", 64, False),
     ),
-    "sequencer": (
-        ("sequencer2d_s", 64, True),
-    ),
-    "shvit": (
-        ("shvit_s1", 64, False),
-    ),
+    "sequencer": (("sequencer2d_s", 64, True),),
+    "shvit": (("shvit_s1", 64, False),),
     "sknet": (
         ("skresnet18", 64, False),
         ("skresnext50_32x4d", 64, False),
     ),
-    "starnet": (
-        ("starnet_s050", 64, False),
-    ),
+    "starnet": (("starnet_s050", 64, False),),
     "swiftformer": (
         ("swiftformer_xs", 64, True),
         ("swiftformer_s", 64, True),
@@ -374,15 +322,9 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("swin_s3_tiny_224", 64, True),
         ("swin_small_patch4_window7_224", 64, True),
     ),
-    "swin_transformer_v2": (
-        ("swinv2_base_window12to16_192to256", 64, True),
-    ),
-    "swin_transformer_v2_cr": (
-        ("swinv2_cr_base_224", 64, True),
-    ),
-    "tiny_vit": (
-        ("tiny_vit_11m_224", 64, False),
-    ),
+    "swin_transformer_v2": (("swinv2_base_window12to16_192to256", 64, True),),
+    "swin_transformer_v2_cr": (("swinv2_cr_base_224", 64, True),),
+    "tiny_vit": (("tiny_vit_11m_224", 64, False),),
     "tnt": (
         ("tnt_s_legacy_patch16_224", 64, True),
         ("tnt_s_patch16_224", 64, True),
@@ -398,9 +340,7 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("twins_pcpvt_small", 64, True),
         ("twins_pcpvt_base", 64, True),
     ),
-    "vgg": (
-        ("vgg11", 64, False),
-    ),
+    "vgg": (("vgg11", 64, False),),
     "visformer": (
         ("visformer_tiny", 64, True),
         ("visformer_small", 64, True),
@@ -421,16 +361,12 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("vit_srelpos_small_patch16_224", 64, True),
         ("vit_relpos_small_patch16_rpn_224", 64, True),
     ),
-    "vision_transformer_sam": (
-        ("samvit_base_patch16_224", 64, True),
-    ),
+    "vision_transformer_sam": (("samvit_base_patch16_224", 64, True),),
     "vitamin": (
         ("vitamin_small_224", 64, True),
         ("vitamin_base_224", 64, True),
     ),
-    "volo": (
-        ("volo_d1_224", 64, True),
-    ),
+    "volo": (("volo_d1_224", 64, True),),
     "vovnet": (
         ("ese_vovnet19b_slim_dw", 64, False),
         ("vovnet39a", 64, False),
@@ -440,9 +376,7 @@ MODELS: dict[str, tuple[tuple[str, int, bool], ...]] = {
         ("legacy_xception", 64, False),
         ("xception", 64, False),
     ),
-    "xception_aligned": (
-        ("xception41p", 64, False),
-    ),
+    "xception_aligned": (("xception41p", 64, False),),
     "xcit": (
         ("xcit_nano_12_p16_224", 64, True),
         ("xcit_tiny_12_p16_224", 64, True),
@@ -456,7 +390,7 @@ def entries() -> list[Entry]:
     import timm
 
     def build(name: str, options: dict[str, Any]) -> Callable[[], nn.Module]:
-        return lambda: timm.create_model(name, pretrained=False, **options)  # type: ignore[no-any-return]
+        return lambda: timm.create_model(name, pretrained=False, **options)
 
     return [
         Entry(

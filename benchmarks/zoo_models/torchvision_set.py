@@ -1,4 +1,4 @@
-"""All classification, segmentation, video, detection and flow models of torchvision that have 300 M parameters or fewer."""
+"""All classification, segmentation, video, detection and flow models of torchvision up to 300 M parameters."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ def small_mvit(name: str) -> nn.Module:
 
     module = torchvision.models.video.mvit
     general = module._mvit
-    with mock.patch.object(
-        module, "_mvit", lambda **o: general(**o | {"spatial_size": (64, 64), "temporal_size": 4})
-    ):
+    with mock.patch.object(module, "_mvit", lambda **o: general(**o | {"spatial_size": (64, 64), "temporal_size": 4})):
         model: nn.Module = torchvision.models.get_model(name, weights=None)
     return model
 
@@ -83,25 +81,27 @@ def entries() -> list[Entry]:
     models = torchvision.models
 
     def build(name: str, **options: Any) -> Callable[[], nn.Module]:
-        return lambda: models.get_model(name, weights=None, **options)  # type: ignore[no-any-return]
+        return lambda: models.get_model(name, weights=None, **options)
 
-    found = []
+    found: list[Entry] = []
     for name in models.list_models(module=models):
         if name not in LARGE:
             size, options = SIZES.get(name, (64, {}))
             found.append(
                 Entry(
-                    name=name, build=build(name, **options), inputs=lambda size=size: torch.randn(2, 3, size, size)  # type: ignore[misc]
+                    name=name,
+                    build=build(name, **options),
+                    inputs=lambda size=size: torch.randn(2, 3, size, size),  # type: ignore[misc]
                 )
             )
-    for name in models.list_models(module=models.segmentation):
-        found.append(
-            Entry(
-                name=name,
-                build=build(name, weights_backbone=None, **({} if "lraspp" in name else {"aux_loss": True})),
-                inputs=lambda: torch.randn(2, 3, 64, 64),
-            )
+    found += [
+        Entry(
+            name=name,
+            build=build(name, weights_backbone=None, **({} if "lraspp" in name else {"aux_loss": True})),
+            inputs=lambda: torch.randn(2, 3, 64, 64),
         )
+        for name in models.list_models(module=models.segmentation)
+    ]
     for name in models.list_models(module=models.video):
         shape, options = VIDEO[name]
         make = (lambda name=name: small_mvit(name)) if "mvit" in name else build(name, **options)  # type: ignore[misc]
@@ -115,16 +115,9 @@ def entries() -> list[Entry]:
                 inputs=scenes(masks="mask" in name, points="keypoint" in name),
             )
         )
-    for name in models.list_models(module=models.optical_flow):
-        found.append(
-            Entry(
-                name=name,
-                build=build(name),
-                inputs=lambda: {
-                    "image1": torch.rand(2, 3, 128, 128),
-                    "image2": torch.rand(2, 3, 128, 128),
-                    "num_flow_updates": 2,
-                },
-            )
-        )
-    return found
+
+    def frames() -> dict[str, Any]:
+        return {"image1": torch.rand(2, 3, 128, 128), "image2": torch.rand(2, 3, 128, 128), "num_flow_updates": 2}
+
+    flow = models.list_models(module=models.optical_flow)
+    return found + [Entry(name=name, build=build(name), inputs=frames) for name in flow]

@@ -13,7 +13,8 @@ from zoo_models import Entry
 VOCABULARY = 100
 # sizes that configurations name; each model gets those that its configuration has
 SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "embed_dim": 32, "hidden_dim": 64,
+    "vocab_size": VOCABULARY, "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "embed_dim": 32,
+    "hidden_dim": 64,
     "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "num_decoder_layers": 2, "encoder_layers": 2,
     "decoder_layers": 2, "num_encoder_layers": 2, "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4,
     "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64,
@@ -76,9 +77,9 @@ def both() -> dict[str, Any]:
 Spec = tuple[str, str, Callable[[], Any], dict[str, Any]]
 
 LANGUAGE = (
-    "llama gpt2 qwen2 qwen3 mistral gemma gemma2 gemma3_text phi phi3 gpt_neox gptj gpt_neo bloom opt falcon mpt codegen "
-    "stablelm starcoder2 olmo olmo2 olmo3 cohere cohere2 granite glm glm4 helium nemotron smollm3 gpt_bigcode persimmon "
-    "biogpt xglm openai-gpt ctrl exaone4 seed_oss arcee apertus diffllama "
+    "llama gpt2 qwen2 qwen3 mistral gemma gemma2 gemma3_text phi phi3 gpt_neox gptj gpt_neo bloom opt falcon mpt "
+    "codegen stablelm starcoder2 olmo olmo2 olmo3 cohere cohere2 granite glm glm4 helium nemotron smollm3 gpt_bigcode "
+    "persimmon biogpt xglm openai-gpt ctrl exaone4 seed_oss arcee apertus diffllama "
     "mixtral qwen2_moe qwen3_moe olmoe granitemoe phimoe gpt_oss jetmoe "
     "mamba mamba2 falcon_mamba jamba bamba rwkv recurrent_gemma xlstm lfm2 qwen3_next"
 ).split()
@@ -105,9 +106,11 @@ MORE: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
-    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "attn_layer_indices": [1]},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8,
+              "attn_layer_indices": [1]},
     "squeezebert": {"embedding_size": 32},
-    "perceiver": {"d_latents": 32, "num_latents": 8, "num_blocks": 1, "num_self_attends_per_block": 2, "qk_channels": 32,
+    "perceiver": {"d_latents": 32, "num_latents": 8, "num_blocks": 1, "num_self_attends_per_block": 2,
+                  "qk_channels": 32,
                   "v_channels": 32, "num_self_attention_heads": 4, "num_cross_attention_heads": 4},
     "swin": {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 2},
     "swinv2": {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 2},
@@ -121,7 +124,8 @@ MORE: dict[str, dict[str, Any]] = {
                   "patch_sizes": [7, 3, 3, 3], "decoder_hidden_size": 16},
     "pvt": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 3, 4],
             "patch_sizes": [4, 2, 2, 2], "image_size": 32},
-    "pvt_v2": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 3, 4], "image_size": 32},
+    "pvt_v2": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 3, 4],
+               "image_size": 32},
     "mobilevitv2": {"image_size": 64, "patch_size": 2},
     "mobilevit": {"hidden_sizes": [24, 32, 40], "neck_hidden_sizes": [8, 16, 24, 32, 40, 48, 64], "patch_size": 2},
     "efficientnet": {"hidden_dim": 640, "width_coefficient": 0.5, "depth_coefficient": 0.5},
@@ -148,7 +152,9 @@ def specs() -> list[Spec]:
     found += [(n, "ImageClassification", picture(64 if n in large else 32), {}) for n in IMAGES]
     found += [(n, "", both, {}) for n in ("clip", "siglip", "chinese_clip")]
     found += [("whisper", "SpeechSeq2Seq", speech, {"max_source_positions": 12, "max_target_positions": 20})]
-    found += [("audio-spectrogram-transformer", "AudioClassification", spectrogram, {"max_length": 24, "num_mel_bins": 16})]
+    found += [
+        ("audio-spectrogram-transformer", "AudioClassification", spectrogram, {"max_length": 24, "num_mel_bins": 16})
+    ]
     found += [("glpn", "DepthEstimation", picture(64), {})]
     found += [("yolos", "ObjectDetection", picture(), {"image_size": [32, 32], "num_detection_tokens": 4})]
     found += [("vit_mae", "PreTraining", picture(), {}), ("upernet", "SemanticSegmentation", picture(), {})]
@@ -162,7 +168,10 @@ def build(kind: str, head: str, options: dict[str, Any]) -> nn.Module:
 
     config_class = transformers.CONFIG_MAPPING[kind]
     default = vars(config_class())
-    known = {name: default.get(config_class.attribute_map.get(name, name)) for name in (*default, *config_class.attribute_map)}
+    known = {
+        name: default.get(config_class.attribute_map.get(name, name))
+        for name in (*default, *config_class.attribute_map)
+    }
     # a list of sizes has one for each stage: those are given one by one in `MORE`
     small = {n: v for n, v in SMALL.items() if n in known and not isinstance(known[n], list | tuple)}
     if kind in STAGED:

@@ -1,4 +1,4 @@
-"""Fourier transforms: the transformed axes are mixed and cannot shrink, on all others every entry is transformed alike."""
+"""Fourier transforms: the transformed axes are mixed and cannot shrink, all others pass."""
 
 from __future__ import annotations
 
