@@ -339,6 +339,73 @@ def test_image_operation(name: str) -> None:
     hold(Around(op, image=True), image_input(), leaves)
 
 
+# -- less common -----------------------------------------------------------------------------------------------------
+
+RARE: dict[str, tuple[Operation, str]] = {
+    "addcdiv": (lambda x: torch.addcdiv(x, x, x.exp() + 1), "all"),
+    "copysign": (lambda x: torch.copysign(x.exp(), x), "all"),
+    "hypot": (lambda x: torch.hypot(x, x.cos()), "all"),
+    "xlogy": (lambda x: torch.xlogy(x.exp(), x.exp()), "all"),
+    "remainders": (lambda x: torch.fmod(x, 0.3) + x.remainder(0.2) + x.floor_divide(0.4), "all"),
+    "comparisons": (lambda x: (x >= 0.1).to(x.dtype) + (x != 0.5) * x + (x <= -0.1) * 2.0, "all"),
+    "logaddexp": (lambda x: torch.logaddexp(x, x.cos()), "all"),
+    "threshold": (lambda x: F.threshold(x, 0.1, 0.7), "all"),
+    "heaviside": (lambda x: torch.heaviside(x, x.new_ones(())) * x.exp(), "all"),
+    "polar": (lambda x: torch.polar(x.exp(), x).real + torch.complex(x, x.cos()).imag, "all"),
+    "angle": (lambda x: torch.complex(x, x.exp()).angle() + torch.complex(x, x).conj().imag, "all"),
+    "new_full": (lambda x: x + x.new_full(x.shape, 0.5), "all"),
+    "ones_like": (lambda x: x + 2 * torch.ones_like(x), "all"),
+    "min_time": (lambda x: x.min(1).values, "all"),
+    "amin_features": (lambda x: x - x.amin(-1, keepdim=True), "all"),
+    "median_time": (lambda x: x.median(1).values, "all"),
+    "kthvalue_time": (lambda x: x.kthvalue(2, 1).values, "all"),
+    "argsort_time": (lambda x: x.argsort(1).to(x.dtype) * x, "all"),
+    "cumulative_time": (lambda x: x.cumprod(1) + x.cummax(1).values + x.logcumsumexp(1), "all"),
+    "nansum_features": (lambda x: x * x.nansum(-1, keepdim=True), "all"),
+    "std_mean_features": (lambda x: x / (torch.std_mean(x, -1, keepdim=True)[0] + 1), "all"),
+    "all_features": (lambda x: x * (x > -2).all(-1, keepdim=True), "all"),
+    "index_copy_time": (lambda x: x.index_copy(1, torch.tensor([0, 3]), x[:, 1:3].exp()), "all"),
+    "index_reduce_time": (
+        lambda x: torch.ones_like(x).index_reduce(1, torch.tensor([0, 1, 0, 2, 1, 0]), x, "amax"),
+        "all",
+    ),
+    "scatter_reduce_time": (
+        lambda x: x.scatter_reduce(1, torch.tensor([0, 1, 0, 2, 1, 0]).view(1, 6, 1).expand(x.shape), x, "amax"),
+        "all",
+    ),
+    "slice_scatter_time": (lambda x: torch.slice_scatter(x, x[:, :2].exp(), 1, 1, 3), "all"),
+    "select_scatter_time": (lambda x: torch.select_scatter(x, x[:, 0].exp(), 1, 3), "all"),
+    "vector_and_matrix": (lambda x: (x[0].T @ x[0, :, 0]).expand(2, 6, x.shape[-1]) * x, "part"),
+    "transposes": (lambda x: x.mT.swapaxes(1, 2).moveaxis(0, 1).swapdims(0, 1), "all"),
+    "rot90_time_and_batch": (lambda x: torch.rot90(x, 1, [0, 1]), "all"),
+    "fft_time": (lambda x: torch.fft.ifft(torch.fft.fft(x, dim=1) * 0.5, dim=1).real, "all"),
+    "rfft_time": (lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=1), n=6, dim=1), "all"),
+    "fft_features": (lambda x: torch.fft.fft(x, dim=-1).real, "none"),
+    "pool_time": (lambda x: F.adaptive_max_pool1d(F.avg_pool1d(x.mT, 2, 1), 3).mT, "all"),
+    "resample_time": (lambda x: F.interpolate(x.mT, scale_factor=2, mode="linear").mT, "all"),
+    "volume": (
+        lambda x: (
+            F.interpolate(F.max_pool3d(x.mT.unsqueeze(-1).unsqueeze(-1), (2, 1, 1)), scale_factor=(2, 1, 1))
+            .flatten(2)
+            .mT
+        ),
+        "all",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:index_reduce.. is in beta")
+@pytest.mark.parametrize("name", RARE)
+def test_rare_operation(name: str) -> None:
+    op, leaves = RARE[name]
+    hold(Around(op), sequence_input(), leaves)
+
+
+@pytest.mark.xfail(strict=True, reason="the bounds of torch.slice_scatter are literals that nobody reads")
+def test_a_slice_of_the_features_written_by_slice_scatter() -> None:
+    hold(Around(lambda x: torch.slice_scatter(x, x[..., :4].exp(), -1, 4, 8)), sequence_input(), "part")
+
+
 def test_table_of_rules_has_no_empty_entry() -> None:
     assert len(RULES) > 250
     assert all(callable(rule) and isinstance(name, str) and name for name, rule in RULES.items())

@@ -57,7 +57,7 @@ LIKE = (
 ).split()
 CLONE = (
     "clone contiguous detach alias _to_copy to lift_fresh lift_fresh_copy lift positive resolve_conj resolve_neg "
-    "type_as _conj conj requires_grad_"
+    "type_as _conj _neg_view conj requires_grad_"
 ).split()
 RULES: tuple[tuple[str, Rule], ...] = (
     *((name, pointwise) for name in dict.fromkeys(NAMES)),

@@ -79,7 +79,9 @@ def order(k: Kernel, op: Operation) -> Sequence[Label | None]:
     if isinstance(dim, bool):
         dim = op.kwargs.get("dim", -1)
     x = k.only(op.args[0], [dim], f"{name} orders this axis")
-    return [None if s is None else (Label(s, x.slots) if len(s) == x.rank else Label(s)) for s in op.shapes]
+    if op.shapes[0] is not None and len(op.shapes[0]) < x.rank:  # kthvalue drops the axis
+        x = k.reduce(x, [dim], keepdim=False, sums=True)
+    return [None if s is None else Label(s, x.slots) for s in op.shapes]
 
 
 def running(k: Kernel, op: Operation) -> Sequence[Label | None]:
