@@ -171,7 +171,8 @@ def solve(
                 continue
             try:
                 now = evaluate(s.expression)
-                if now == s.length:
+                # where both sides follow the counts already, the attribute is a number of parts: it stays
+                if now == s.length or not (now.fixed or s.length.fixed):
                     continue
             except _Nonlinear:
                 pass

@@ -104,19 +104,25 @@ def _unflatten(call: Call, value: Lookup) -> Iterator[Requirement]:
 
 
 def _split(call: Call, value: Lookup) -> Iterator[Requirement]:
+    """split(x, size) or split(x, sizes). A last part that is smaller than the rest must not outgrow them: it stays."""
     sizes = _argument(call, 1, "split_size_or_sections", call.kwargs.get("split_size"))
     axis = number(_argument(call, 2, "dim", 0))
     parts = [o for o in call.outputs if o is not None]
-    wanted = sizes if isinstance(sizes, tuple) else (sizes,)
-    for size, out in zip(wanted, parts, strict=False):
-        if _is_int(size):
-            yield Requirement(argument=size, value=out, axis=axis % len(value(out).shape))
+    axis %= len(value(parts[0]).shape)
+    if isinstance(sizes, tuple):
+        for size, out in zip(sizes, parts, strict=False):
+            if _is_int(size):
+                yield Requirement(argument=size, value=out, axis=axis)
+    elif _is_int(sizes):
+        uneven = value(parts[-1]).shape[axis] != number(sizes)
+        for out in parts:
+            yield Requirement(argument=None if uneven else sizes, value=out, axis=axis)
 
 
 def _narrow(call: Call, value: Lookup) -> Iterator[Requirement]:
     x, axis, start, length = (_argument(call, i, n) for i, n in enumerate(("input", "dim", "start", "length")))
     axis = number(axis) % len(value(x.value).shape)
-    if _is_int(start):
+    if _is_int(start) and _is_int(length):
         first = number(start)
         yield Requirement(argument=start, value=x.value, axis=axis, stop=first)
         yield Requirement(argument=length, value=x.value, axis=axis, start=first, stop=first + number(length))
