@@ -197,7 +197,7 @@ def nearest(groups: Any, fractions: Sequence[float]) -> Sequence[int]:
     """Counts that satisfy the equations, nearest to these fractions of the units."""
     from secateur._counts import project, system_of
 
-    target = [max(1.0, g.n_units * f) for g, f in zip(groups.groups, fractions, strict=True)]
+    target = [max(g.least, g.n_units * f) for g, f in zip(groups.groups, fractions, strict=True)]
     if groups.equations:
         return project(system_of(groups), target)
     return [max(1, round(t)) for t in target]
