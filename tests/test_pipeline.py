@@ -437,3 +437,20 @@ def test_a_failing_stage_leaves_model_and_files_as_they_were(tmp_path: Path):
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "b").exists()
     assert _surgery.fingerprint_weights(model) == before
+
+
+def test_a_task_without_labels_needs_no_criterion_of_its_own() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+    batches = [(torch.randn(20, 6), torch.zeros(20, dtype=torch.long)) for _ in range(3)]
+    result = secateur.prune(
+        model,
+        torch.randn(2, 6),
+        data=secateur.Data(train=batches, search=batches),
+        task=secateur.tasks.match_output(model),
+        budget=secateur.Budget(params=0.6),
+        steps=1,
+        recovery=secateur.recoveries.recalibrate(),
+    )
+    assert result.plan is not None
+    assert result.plan.criterion == "obd_sampled"

@@ -37,7 +37,7 @@ ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | list[Any]
 # calls whose integer arguments shape their result; kept even when no integer in them has a memory
 _SHAPING = frozenset(
     "view reshape expand repeat new_zeros new_ones new_full new_empty zeros ones empty full unflatten split "
-    "split_with_sizes chunk tensor_split pad __getitem__ narrow select conv1d conv2d conv3d conv_transpose1d "
+    "split_with_sizes chunk tensor_split pad __getitem__ narrow slice_scatter conv1d conv2d conv3d conv_transpose1d "
     "conv_transpose2d conv_transpose3d group_norm layer_norm rms_norm repeat_interleave unfold roll".split()
 )
 

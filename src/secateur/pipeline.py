@@ -79,7 +79,8 @@ def prune(
         max_drop: allowed drop of the mean score, or increase of the mean loss in nats where the task has no score.
             None: whatever it costs; then there is no certificate.
         steps: gradual steps.
-        criterion: default `obd()`.  allocator: default `greedy()`.  schedule: default `cubic()`.
+        criterion: default `obd()`, with curvature drawn from the model where the task has no labels.
+        allocator: default `greedy()`.  schedule: default `cubic()`.
         recovery: after every cut; default `chain(finetune(epochs=3), recalibrate())`.
         scan: measure curves, for the allocator and the report: `never`, `once` (of the dense model), or at `each`
             step anew. Default: `once` if there is no budget, else `never`.
@@ -104,7 +105,7 @@ def prune(
         example_inputs=example_inputs,
         data=data,
         task=task,
-        criterion=criterion or criteria.obd(),
+        criterion=criterion or criteria.obd(curvature="calibrated" if task.labels else "sampled"),
         allocator=allocator or allocators.greedy(),
         recovery=recovery or recoveries.chain(recoveries.finetune(epochs=3), recoveries.recalibrate()),
         schedule=schedule or schedules.cubic(),

@@ -150,10 +150,13 @@ def slice_scatter(k: Kernel, op: Operation) -> Label:
     line = torch.zeros([n if d == axis else 1 for d, n in enumerate(x.shape)], dtype=torch.int32)
     for item, place in ((x, slice(None)), (source, span)):
         target = line[tuple(place if d == axis else slice(None) for d in range(x.rank))]
-        target.zero_()
+        arriving = torch.zeros_like(target)
         for s in item.slots:
             if axis in support(s):
-                target.copy_(k.collapse(s, [d for d in support(s) if d != axis]))
+                arriving = k.collapse(s, [d for d in support(s) if d != axis])
+        if item is source:  # what is overwritten must stay as long as what is written
+            k.unify(target, arriving)
+        target.copy_(arriving)
     return k.label(x.shape, [*across.slots, compress(line)])
 
 

@@ -143,7 +143,8 @@ def complex_as_pair(k: Kernel, op: Operation) -> Label:
 
 
 MOVE = (
-    "permute transpose t squeeze unsqueeze select slice unbind pixel_shuffle pixel_unshuffle narrow movedim moveaxis swapaxes swapdims numpy_T mT rot90"
+    "permute transpose t squeeze unsqueeze select slice unbind pixel_shuffle pixel_unshuffle narrow movedim moveaxis "
+    "swapaxes swapdims numpy_T mT rot90"
 ).split()
 VIEW = "view _unsafe_view reshape _reshape_alias flatten unflatten view_as reshape_as".split()
 SPLIT = "split chunk unsafe_split unsafe_chunk split_with_sizes unsafe_split_with_sizes tensor_split".split()

@@ -148,6 +148,15 @@ def _item(call: Call, value: Lookup) -> Iterator[Requirement]:
         axis += 1
 
 
+def _slice_scatter(call: Call, value: Lookup) -> Iterator[Requirement]:
+    """slice_scatter(x, source, dim, start, end, step): as the slice it writes to."""
+    names = enumerate(("input", "src", "dim", "start", "end", "step"))
+    x, _, axis, start, end, step = (_argument(call, i, name) for i, name in names)
+    shape = value(x.value).shape
+    at = number(0 if axis is None else axis) % len(shape)
+    yield from _slice(("slice", start, end, step), x.value, at, shape[at])
+
+
 def _is_ellipsis(item: object) -> bool:
     return isinstance(item, str) and item == "..."
 
@@ -232,6 +241,7 @@ _READERS = table(
     ("narrow", _narrow),
     ("repeat_interleave", _repeat),
     ("__getitem__", _item),
+    ("slice_scatter", _slice_scatter),
     *((f"conv{n}d", _convolution) for n in (1, 2, 3)),
     *((f"conv_transpose{n}d", _convolution) for n in (1, 2, 3)),
     ("group_norm", _group_norm),

@@ -23,6 +23,7 @@ class Task:
         correct: (out, batch) -> [N] in [0, 1], or None where the task has no such score.
         weights: (batch) -> [N], the weight of each example in means; None = all one.
         groups: (batch) -> N hashable keys: examples with one key depend on each other (one patient, one video).
+        labels: False where the target is the dense model's own output: its loss and the gradient of it are then zero.
         curvature: (out, batch, generator) -> [N]: random surrogate losses whose gradients with respect to `out` have
             mean zero and the Hessian of the losses as second moment; for a log-likelihood, the loss at labels drawn
             from the model itself. None = criteria that need it say so.
@@ -36,6 +37,7 @@ class Task:
     weights: Callable[[Batch], Tensor] | None = None
     groups: Callable[[Batch], Iterable[object]] | None = None
     curvature: Callable[[Any, Batch, torch.Generator], Tensor] | None = None
+    labels: bool = True
     per_example: bool = True
     name: str = "task"
 

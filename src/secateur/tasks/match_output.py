@@ -79,5 +79,5 @@ def match_output(
         return (values * noise.to(values.device, values.dtype)).sum(-1)
 
     if distance == "squared":
-        return Task(forward=forward, losses=squared, curvature=squared_curvature, name="match_output")
-    return Task(forward=forward, losses=kl, correct=agree, curvature=kl_curvature, name="match_output")
+        return Task(forward=forward, losses=squared, curvature=squared_curvature, labels=False, name="match_output")
+    return Task(forward=forward, losses=kl, correct=agree, curvature=kl_curvature, labels=False, name="match_output")
