@@ -32,14 +32,15 @@ VIDEO: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "mvit_v2_s": ((2, 3, 4, 64, 64), {}),
 }
 
-# few candidates: the networks are random, so that every box would be one
+# few candidates, all of which are kept: the networks are random
 FEW: dict[str, dict[str, Any]] = {
     "rcnn": {
         "rpn_pre_nms_top_n_train": 30, "rpn_pre_nms_top_n_test": 30, "rpn_post_nms_top_n_train": 16,
-        "rpn_post_nms_top_n_test": 8, "box_detections_per_img": 6, "min_size": 96, "max_size": 128,
+        "rpn_post_nms_top_n_test": 8, "box_detections_per_img": 6, "box_score_thresh": 0.0,
+        "min_size": 96, "max_size": 128,
     },
-    "ssd": {"topk_candidates": 6, "detections_per_img": 6},
-    "": {"topk_candidates": 8, "detections_per_img": 6, "min_size": 96, "max_size": 128},
+    "ssd": {"topk_candidates": 6, "detections_per_img": 6, "score_thresh": 0.0},
+    "": {"topk_candidates": 8, "detections_per_img": 6, "score_thresh": 0.0, "min_size": 96, "max_size": 128},
 }  # fmt: skip
 
 

@@ -109,7 +109,7 @@ def _bilinear(x: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
 
 @functools.cache
 def enable_detection() -> tuple[torch.library.Library, ...] | None:
-    """Gives torchvision's detection ops a kernel if its own library cannot; the result must stay alive, so it is cached."""
+    """Gives torchvision's detection ops a kernel if its own library cannot; the result must stay alive: cached."""
     if declare_torchvision_ops() is None:
         return None
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -117,5 +117,7 @@ def enable_detection() -> tuple[torch.library.Library, ...] | None:
     library.define(_DEFORM)
     for name, kernel in (("nms", nms), ("roi_align", roi_align), ("deform_conv2d", deform_conv2d)):
         library.impl(name, kernel, "CompositeExplicitAutograd")
-    importlib.import_module("torchvision.extension")._has_ops = lambda: True
+    # modules hold the question under their own name
+    for module in ("torchvision.extension", "torchvision.ops.roi_align"):
+        importlib.import_module(module)._has_ops = lambda: True
     return (library,)
