@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 from typing import Any
 
@@ -271,3 +272,17 @@ def test_arguments_of_every_kind_are_passed_on() -> None:
         groups = couple(trace(model, inputs))
         assert [g.n_units for g in groups.groups] == [8]
         cut(model, groups, random_plan(groups, 0))
+
+
+def test_a_recording_does_not_depend_on_when_garbage_is_collected() -> None:
+    inputs = torch.rand(2, 3, 8)
+    model = nn.LSTM(8, 6, batch_first=True)
+    before, recorded = gc.get_threshold(), []
+    try:
+        for threshold in (0, *[1] * 10):  # 0: never
+            gc.set_threshold(threshold)
+            recorded.append(trace(model, inputs).runs)
+    finally:
+        gc.set_threshold(*before)
+    assert all(runs == recorded[0] for runs in recorded)
+    assert gc.isenabled()

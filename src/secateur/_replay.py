@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import operator
 import os
 import sys
@@ -258,13 +259,17 @@ class _Operations(TorchDispatchMode):
 def run_watched(model: nn.Module, inputs: Any, watcher: Watcher) -> Any:
     """The model's output, with every operation passed through the watcher. Without gradients."""
     operations = _Operations(watcher)
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, collecting = torch.backends.mha.get_fastpath_enabled(), gc.isenabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    # What the collector does to dead tensors would be recorded too, at whatever moment it happens to come by.
+    gc.disable()
     try:
         with torch.no_grad(), _Functions(watcher, operations), operations:
             return call(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        if collecting:
+            gc.enable()
 
 
 def stage(model: nn.Module, session: Session) -> tuple[nn.Module, list[tuple[Attribute, int]], dict[int, str]]:
