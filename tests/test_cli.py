@@ -306,5 +306,6 @@ def test_a_demo_killed_by_ctrl_c_can_be_resumed(tmp_path: Path):
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    # a shell says 130 for both: exit code 130, and an end by this very signal
+    assert process.returncode in (130, -signal.SIGINT), said
     assert "--resume" in said
