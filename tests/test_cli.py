@@ -299,7 +299,14 @@ def test_python_dash_m_secateur_is_the_command():
 @pytest.mark.slow
 def test_a_demo_killed_by_ctrl_c_can_be_resumed(tmp_path: Path):
     words = [sys.executable, "-m", "secateur", "demo", "--arch", "lstm", "--out", str(tmp_path)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a job in the background inherits a SIGINT that is ignored; a person at a terminal does not
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "demo.json").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
