@@ -64,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the comparison and prints the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a subset of the data, and only half of the MACs")
+    parser.add_argument("--budgets", type=float, nargs="+", help="fractions of the MACs to keep")
     parser.add_argument("--epochs", type=int, default=2, help="of the training after the cut; 0 = none")
     parser.add_argument("--lr", type=float, default=0.02, help="its peak learning rate")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
@@ -76,22 +77,27 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    rows = list(compare(folder, quick=args.quick, epochs=args.epochs, lr=args.lr, seed=args.seed))
+    budgets = args.budgets or ([0.5] if args.quick else [0.67, 0.5, 0.33])
+    splits = split(folder, quick=args.quick)
+    repeats = 20 if args.quick else 100
+    rows = list(
+        compare(trained(folder), splits, budgets, epochs=args.epochs, lr=args.lr, seed=args.seed, repeats=repeats)
+    )
     print(table(rows, threads=args.threads))
     if args.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
     return 0
 
 
-def compare(folder: Path, *, quick: bool, epochs: int, lr: float, seed: int) -> Iterator[Row]:
-    """The rows, dense first, then for each budget: Secateur, Torch-Pruning as it comes, Torch-Pruning told more."""
-    splits = split(folder, quick=quick)
-    dense = trained(folder)
+def compare(
+    dense: ResNet20, splits: Splits, budgets: list[float], *, epochs: int, lr: float, seed: int, repeats: int
+) -> Iterator[Row]:
+    """The rows, dense first, then for each budget one per method."""
     say(f"dense: {accuracy(dense, splits.test):.2%} of {len(splits.test.labels)} test images")
     task = sc.tasks.classification()
     recalibrate = sc.recoveries.recalibrate()
     finetune = sc.recoveries.finetune(epochs=epochs, lr=lr, optimizer="sgd", weight_decay=5e-4) if epochs else None
-    for position, budget in enumerate((0.5,) if quick else (0.67, 0.5, 0.33)):
+    for position, budget in enumerate(budgets):
         cuts: dict[str, tuple[nn.Module, float, str]] = {}
         for method, cutter in METHODS.items():
             started = time.perf_counter()
@@ -99,7 +105,7 @@ def compare(folder: Path, *, quick: bool, epochs: int, lr: float, seed: int) -> 
             cuts[method] = (model, time.perf_counter() - started, note)
             say(f"{budget:.2f} {method}: cut to {macs(model) / macs(dense):.3f} of the MACs {note}")
         pruned = {method: model for method, (model, _, _) in cuts.items()}
-        latencies = side_by_side({"dense": dense, **pruned}, repeats=20 if quick else 100)
+        latencies = side_by_side({"dense": dense, **pruned}, repeats=repeats)
         if position == 0:
             yield Row(
                 method="dense",
@@ -136,14 +142,27 @@ def compare(folder: Path, *, quick: bool, epochs: int, lr: float, seed: int) -> 
 
 
 # ------------------------------------------------------------------------------------------- the two tools
-def secateur(dense: nn.Module, splits: Splits, budget: float) -> tuple[nn.Module, str]:
-    """One shot: second-order scores on the search images, no hint about the model."""
-    graph = sc.trace(dense, (EXAMPLE,))
-    groups = sc.couple(graph)
+def secateur(dense: ResNet20, splits: Splits, budget: float) -> tuple[nn.Module, str]:
+    """One cut by second-order scores on the search images; nothing about the model is told."""
+    groups = sc.couple(sc.trace(dense, (EXAMPLE,)))
     scores = sc.score(dense, groups, splits.search, sc.tasks.classification(), criterion=sc.criteria.obd())
     plan = sc.plan(groups, scores, sc.Budget(macs=budget), allocator=sc.allocators.greedy())
     small, _ = sc.cut(dense, groups, plan, example_inputs=(EXAMPLE,))
     return small, ""
+
+
+def secateur_in_steps(dense: ResNet20, splits: Splits, budget: float) -> tuple[nn.Module, str]:
+    """Five cuts, scored anew before each, batch norm recalibrated after each; nothing is trained in between."""
+    result = sc.prune(
+        dense,
+        (EXAMPLE,),
+        data=sc.Data(train=splits.search, search=splits.search),
+        task=sc.tasks.classification(),
+        budget=sc.Budget(macs=budget),
+        steps=5,
+        recovery=sc.recoveries.recalibrate(),
+    )
+    return result.model, ""
 
 
 def torch_pruning_default(dense: ResNet20, splits: Splits, budget: float) -> tuple[nn.Module, str]:
@@ -171,7 +190,8 @@ def torch_pruning_best(dense: ResNet20, splits: Splits, budget: float) -> tuple[
 
 
 METHODS: dict[str, Callable[[ResNet20, Splits, float], tuple[nn.Module, str]]] = {
-    "Secateur": secateur,
+    "Secateur, one cut": secateur,
+    "Secateur, five steps": secateur_in_steps,
     "Torch-Pruning, default": torch_pruning_default,
     "Torch-Pruning, best": torch_pruning_best,
 }
