@@ -485,3 +485,29 @@ def test_entries_that_no_recorded_input_reaches_stay() -> None:
     assert small.positions.shape[1] == 20
     longer = torch.randn(2, 9, 6)
     assert small(longer).shape == model(longer).shape
+
+
+class Packed(nn.Module):
+    """Sequences of different lengths, both directions, and the final states of the last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 10)
+        self.rnn = nn.LSTM(10, 8, 2, batch_first=True, bidirectional=True)
+        self.out, self.final = nn.Linear(16, 2), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        lengths = torch.tensor([5, 6, 3])
+        packed = nn.utils.rnn.pack_padded_sequence(self.embed(x), lengths, batch_first=True, enforce_sorted=False)
+        out, (h, _) = self.rnn(packed)
+        padded, _ = nn.utils.rnn.pad_packed_sequence(out, batch_first=True)
+        return self.out(padded), self.final(torch.cat([h[-1], h[-2]], -1))
+
+
+def test_packed_sequences_keep_the_units_of_each_layer_and_direction_apart() -> None:
+    model = Packed().eval()
+    groups = groups_of(model, torch.randn(3, 6, 4))
+    assert [g.n_units for g in groups.groups] == [10, 8, 8, 8, 8]
+    assert len(groups.equations) == 3
+    for seed in range(3):
+        cut(model, groups, random_plan(groups, seed))

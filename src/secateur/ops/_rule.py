@@ -71,7 +71,8 @@ KEEPS_ZEROS = frozenset(
     "split split_with_sizes chunk expand repeat cat stack constant_pad_nd zeros zeros_like new_zeros sum mean "
     "lstm gru rnn_tanh rnn_relu copy pixel_shuffle pixel_unshuffle unsafe_split _softmax index_select index roll "
     "flip unfold avg_pool2d max_pool2d max_pool2d_with_indices _adaptive_avg_pool2d adaptive_avg_pool2d "
-    "upsample_bilinear2d upsample_nearest2d cumsum linalg_vector_norm norm amax glu".split()
+    "upsample_bilinear2d upsample_nearest2d cumsum linalg_vector_norm norm amax glu "
+    "_pack_padded_sequence _pad_packed_sequence".split()
 )
 # zero where every tensor argument is zero, but not if a plain number is given too
 ADDS_ZEROS = frozenset("add sub rsub subtract maximum minimum where lerp addcmul".split())

@@ -58,8 +58,7 @@ def _indexed_axes(op: Operation, indices: Sequence[Any]) -> list[int]:
 def index_select(k: Kernel, op: Operation) -> Label:
     """index_select(x, dim, index)."""
     x, axis = op.args[:2]
-    left = k.only(x, [axis], _BY_DATA)
-    return k.label(op.shape, left.slots)
+    return Label(op.shape, k.only(x, [axis], _BY_DATA).slots)
 
 
 def gather(k: Kernel, op: Operation) -> Label:

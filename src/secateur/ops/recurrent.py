@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from secateur.ops._kernel import Kernel, Label, support
-from secateur.ops._rule import Operation, Rule
+from secateur.ops._rule import Operation, Rule, bare
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -139,4 +139,21 @@ def _final_state(shape: tuple[int, ...], lines: Sequence[Tensor]) -> Label:
     return Label(shape, (grid.reshape(view),))
 
 
-RULES: tuple[tuple[str, Rule], ...] = tuple((name, recurrent) for name in _GATES)
+def pack(k: Kernel, op: Operation) -> Sequence[Label | None]:
+    """_pack_padded_sequence(x [.., .., F], lengths, batch_first): (data [N, F], batch sizes)."""
+    line = _feature_line(k, op.args[0])
+    shape = op.shape
+    return [Label(shape, line.slots), *[bare(s) for s in op.shapes[1:]]]
+
+
+def unpack(k: Kernel, op: Operation) -> Sequence[Label | None]:
+    """_pad_packed_sequence(data [N, F], batch sizes, batch_first, padding, length): (x [.., .., F], lengths)."""
+    data = k.only(op.args[0], [0], "packed steps lie along this axis")
+    return [Label(op.shape, tuple(s.unsqueeze(0) for s in data.slots)), *[bare(s) for s in op.shapes[1:]]]
+
+
+RULES: tuple[tuple[str, Rule], ...] = (
+    *((name, recurrent) for name in _GATES),
+    ("_pack_padded_sequence", pack),
+    ("_pad_packed_sequence", unpack),
+)
