@@ -31,7 +31,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import secateur as sc
 from cifar import Block, Images, ResNet20, data_folder, read, trained
 
-
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
 
