@@ -91,10 +91,11 @@ def couple(
         lengths = _Lengths(graph, environments, _solve(kernel, graph, environments))
         said, links, stuck = _statements(lengths)
         full = [len(units) for units in lengths.solved.units_of_group]
-        answer = solve(said, links, dict(graph.attributes), lengths.of, full)
+        even = _even_equations(kernel, graph, lengths.solved)
+        answer = solve(said, links, even, dict(graph.attributes), lengths.of, full)
         stuck += answer.stuck
         stuck += [(g, "no recorded run uses it", "") for g in _unused(kernel, lengths.solved)]
-        stuck += _unsatisfiable([*answer.equations, *_even_equations(kernel, graph, lengths.solved)], full)
+        stuck += _unsatisfiable([*answer.equations, *even], full)
         if not stuck:
             return _assemble(graph, kernel, lengths, answer, graph.swaps)
         for g, reason, source in stuck:

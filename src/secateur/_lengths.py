@@ -123,6 +123,7 @@ class _Nonlinear(Exception):
 def solve(
     statements: Iterable[Statement],
     links: Iterable[Link],
+    ties: Iterable[Equation],
     attributes: Mapping[Attribute, int],
     length_of: Callable[[Size], Linear],
     full: Sequence[int],
@@ -131,10 +132,12 @@ def solve(
 
     Args:
         statements: integers that equal a length.  links: integers that equal each other.
+        ties: equations that hold already (equal parts).
         attributes: dense values.  length_of: the length of an axis of a recorded value.  full: dense counts [G].
     """
     pending = list(dict.fromkeys(statements))
     joined = list(dict.fromkeys(links))
+    same = _same_counts(ties)
     known: dict[Attribute, Linear] = {}
     equations: list[Equation] = []
     stuck: list[tuple[int, str, str]] = []
@@ -176,11 +179,12 @@ def solve(
                     continue
             except _Nonlinear:
                 pass
-            for attribute in unknown:
-                answer = _isolate(s, attribute, known, attributes, length_of, full)
-                if answer is not None:
-                    known[attribute] = answer
-                    break
+            answers = {a: _isolate(s, a, known, attributes, length_of, full) for a in unknown}
+            found = {a: answer for a, answer in answers.items() if answer is not None}
+            if found:
+                # of `parts * size` the size follows: it is whole whatever the counts are
+                best = next((a for a in found if _whole(found[a], same)), next(iter(found)))
+                known[best] = found[best]
         if len(known) == before:
             break
     for s in pending:
@@ -193,6 +197,19 @@ def solve(
             for a in _attributes(s.expression):
                 involved |= {g for g, _ in known.get(a, number(0)).terms}
             stuck += [(g, s.reason, s.source) for g in sorted(involved)]
+    for s in pending:
+        for a in _attributes(s.expression):
+            if a in known and not _whole(known[a], same):
+                extent = to_extent(known[a])
+                equations.append(
+                    Equation(
+                        terms=extent.terms,
+                        constant=extent.fixed,
+                        modulus=extent.divisor,
+                        reason=f"{a.module}.{a.name} is a whole number",
+                        source=s.source,
+                    )
+                )
     for link in joined:
         with contextlib.suppress(_Nonlinear):
             difference = add(evaluate(link.left), evaluate(link.right), -1)
@@ -229,6 +246,31 @@ def linear(
         return _evaluate(e, known, attributes, length_of)
     except _Nonlinear:
         return None
+
+
+def _same_counts(ties: Iterable[Equation]) -> dict[int, int]:
+    """group -> the first group that always has the same count."""
+    first: dict[int, int] = {}
+    for eq in ties:
+        if len(eq.terms) == 2 and not eq.constant and not eq.modulus and sum(c for _, c in eq.terms) == 0:
+            a, b = sorted(_root(first, g) for g, _ in eq.terms)
+            if a != b:
+                first[b] = a
+    return {g: _root(first, g) for g in first}
+
+
+def _root(first: Mapping[int, int], g: int) -> int:
+    while g in first and first[g] != g:
+        g = first[g]
+    return g
+
+
+def _whole(value: Linear, same: Mapping[int, int]) -> bool:
+    """Whether a linear function of counts is a whole number whatever the counts are."""
+    merged: dict[int, Fraction] = {}
+    for g, c in value.terms:
+        merged[same.get(g, g)] = merged.get(same.get(g, g), Fraction(0)) + c
+    return all(c.denominator == 1 for c in (value.constant, *merged.values()))
 
 
 def sizes(e: Expression) -> list[Size]:

@@ -23,6 +23,8 @@ Place = tuple[Sequence[int], Sequence[int], int]
 def alias_write(k: Kernel, op: Operation) -> Label:
     """(stale, new, place of stale, place of new) -> the label of the stale tensor after `new` was written."""
     stale, new, place, written_place = op.args
+    if not numel(new.shape) or not numel(stale.shape):
+        return Label(stale.shape, stale.slots)
     if numel(stale.shape) + numel(new.shape) > _LARGEST:
         for label in (stale, new):
             k.freeze_label(label, "it is written in place through a view, and too large to follow")

@@ -47,8 +47,12 @@ def split(k: Kernel, op: Operation) -> Sequence[Label | None]:
     axis = op.arg(2, "dim", 0)
     labels = [p for p in parts if p is not None]
     rank = labels[0].rank
-    if isinstance(op.args[1], int) and len({p.shape[axis % rank] for p in labels}) == 1 and len(labels) > 1:
-        k.even(labels, axis, f"split into {len(labels)} equal parts")
+    if isinstance(op.args[1], int) and len(labels) > 1:
+        if len({p.shape[axis % rank] for p in labels}) > 1:
+            for part in labels:
+                k.only(part, [axis], "it is split into parts of different sizes")
+        else:
+            k.even(labels, axis, f"split into {len(labels)} equal parts")
     return parts
 
 
