@@ -195,7 +195,10 @@ class TwoOutputs(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         h = self.a(x).relu()
-        return {"cls": [self.c(self.b(h).flatten(2).mean(-1))], "seg": {"low": F.interpolate(self.d(h), scale_factor=2.0)}}
+        return {
+            "cls": [self.c(self.b(h).flatten(2).mean(-1))],
+            "seg": {"low": F.interpolate(self.d(h), scale_factor=2.0)},
+        }
 
 
 class DataDependent(nn.Module):
@@ -244,7 +247,11 @@ class Cells(nn.Module):
 class Packed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.i, self.r, self.o = nn.Linear(4, 6), nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True), nn.Linear(16, 2)
+        self.i, self.r, self.o = (
+            nn.Linear(4, 6),
+            nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True),
+            nn.Linear(16, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         p = rnn.pack_padded_sequence(self.i(x), torch.tensor([6, 5, 3]), batch_first=True)
@@ -257,7 +264,10 @@ class WaveNet(nn.Module):
         super().__init__()
         self.i = nn.Conv1d(4, 8, 1)
         self.d = nn.ModuleList(nn.Conv1d(8, 16, 2, dilation=2**i) for i in range(3))
-        self.r, self.k = nn.ModuleList(nn.Conv1d(8, 8, 1) for _ in range(3)), nn.ModuleList(nn.Conv1d(8, 12, 1) for _ in range(3))
+        self.r, self.k = (
+            nn.ModuleList(nn.Conv1d(8, 8, 1) for _ in range(3)),
+            nn.ModuleList(nn.Conv1d(8, 12, 1) for _ in range(3)),
+        )
         self.o = nn.Conv1d(12, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -338,7 +348,12 @@ class SliceWrites(nn.Module):
 class PartialConv(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.p, self.b, self.c = nn.Conv2d(3, 16, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(16, 8, 1), nn.Linear(8, 2)
+        self.a, self.p, self.b, self.c = (
+            nn.Conv2d(3, 16, 3),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.Conv2d(16, 8, 1),
+            nn.Linear(8, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x1, x2 = torch.split(self.a(x), [4, 12], 1)
@@ -358,7 +373,12 @@ class Capsules(nn.Module):
 class PaddedShortcut(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.d = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 4)
+        self.a, self.b, self.c, self.d = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 16, 3, 2, 1),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.Linear(16, 4),
+        )
         self.shortcut: Callable[[Tensor], Tensor] = lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 16 // 4, 16 // 4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -372,7 +392,8 @@ class DenseInplace(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 6, 3, padding=1)
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(6 + 4 * i), nn.ReLU(inplace=True), nn.Conv2d(6 + 4 * i, 4, 3, padding=1)) for i in range(4)
+            nn.Sequential(nn.BatchNorm2d(6 + 4 * i), nn.ReLU(inplace=True), nn.Conv2d(6 + 4 * i, 4, 3, padding=1))
+            for i in range(4)
         )
         self.head = nn.Linear(22, 3)
 
@@ -386,7 +407,13 @@ class DenseInplace(nn.Module):
 class SqueezeExcite(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.down, self.up, self.b, self.c = nn.Conv2d(3, 16, 3), nn.Linear(16, 4), nn.Linear(4, 16), nn.Conv2d(16, 8, 3, groups=8), nn.Linear(8, 3)
+        self.a, self.down, self.up, self.b, self.c = (
+            nn.Conv2d(3, 16, 3),
+            nn.Linear(16, 4),
+            nn.Linear(4, 16),
+            nn.Conv2d(16, 8, 3, groups=8),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
@@ -398,7 +425,12 @@ class SqueezeExcite(nn.Module):
 class ChannelShuffle(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.g1, self.g2, self.c = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 1, groups=3), nn.Conv2d(24, 24, 1, groups=3), nn.Linear(24, 4)
+        self.a, self.g1, self.g2, self.c = (
+            nn.Conv2d(3, 24, 3, padding=1),
+            nn.Conv2d(24, 24, 1, groups=3),
+            nn.Conv2d(24, 24, 1, groups=3),
+            nn.Linear(24, 4),
+        )
         self.groups = 3
 
     def forward(self, x: Tensor) -> Tensor:
@@ -412,7 +444,12 @@ class OctaveConv(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.hi, self.lo = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
-        self.hh, self.hl, self.lh, self.ll = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 4, 3, padding=1), nn.Conv2d(4, 12, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.hh, self.hl, self.lh, self.ll = (
+            nn.Conv2d(12, 12, 3, padding=1),
+            nn.Conv2d(12, 4, 3, padding=1),
+            nn.Conv2d(4, 12, 3, padding=1),
+            nn.Conv2d(4, 4, 3, padding=1),
+        )
         self.c = nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -450,7 +487,13 @@ class RotaryGrouped(nn.Module):
 class AxialAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.qkv, self.o, self.c, self.heads = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 48, 1), nn.Conv2d(16, 16, 1), nn.Linear(16, 3), 4
+        self.stem, self.qkv, self.o, self.c, self.heads = (
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.Conv2d(16, 48, 1),
+            nn.Conv2d(16, 16, 1),
+            nn.Linear(16, 3),
+            4,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -543,7 +586,13 @@ class StackedExperts(nn.Module):
 class FourierMixing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.i, self.n, self.u, self.d, self.c = nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 3)
+        self.i, self.n, self.u, self.d, self.c = (
+            nn.Linear(8, 16),
+            nn.LayerNorm(16),
+            nn.Linear(16, 24),
+            nn.Linear(24, 16),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.i(x)
@@ -554,7 +603,11 @@ class FourierMixing(nn.Module):
 class FrequencyGate(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.i, self.w, self.c = nn.Conv2d(3, 10, 3, padding=1), nn.Parameter(torch.randn(10, 16, 9, 2)), nn.Linear(10, 3)
+        self.i, self.w, self.c = (
+            nn.Conv2d(3, 10, 3, padding=1),
+            nn.Parameter(torch.randn(10, 16, 9, 2)),
+            nn.Linear(10, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         f = torch.fft.rfft2(self.i(x), norm="ortho") * torch.view_as_complex(self.w)
@@ -564,7 +617,13 @@ class FrequencyGate(nn.Module):
 class SpatialTransformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.loc, self.theta, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, 2), nn.Linear(6, 6), nn.Conv2d(8, 10, 3), nn.Linear(10, 3)
+        self.a, self.loc, self.theta, self.b, self.c = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 6, 3, 2),
+            nn.Linear(6, 6),
+            nn.Conv2d(8, 10, 3),
+            nn.Linear(10, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x).relu()
@@ -576,7 +635,13 @@ class SpatialTransformer(nn.Module):
 class LocalAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.v, self.a, self.o, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 8), nn.Linear(8, 81), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.stem, self.v, self.a, self.o, self.c = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Linear(8, 8),
+            nn.Linear(8, 81),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).permute(0, 2, 3, 1)
@@ -590,7 +655,13 @@ class LocalAttention(nn.Module):
 class CausalLinearAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.i, self.q, self.k, self.v, self.c = nn.Linear(16, 16), nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(16, 12), nn.Linear(12, 3)
+        self.i, self.q, self.k, self.v, self.c = (
+            nn.Linear(16, 16),
+            nn.Linear(16, 8),
+            nn.Linear(16, 8),
+            nn.Linear(16, 12),
+            nn.Linear(12, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.i(x)
@@ -604,8 +675,17 @@ class SelectiveScan(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.d, self.n, self.r = 12, 4, 3
-        self.i, self.cv, self.x = nn.Linear(8, 24), nn.Conv1d(12, 12, 3, groups=12, padding=2), nn.Linear(12, 11, bias=False)
-        self.dt, self.A, self.D, self.o = nn.Linear(3, 12), nn.Parameter(torch.rand(12, 4)), nn.Parameter(torch.ones(12)), nn.Linear(12, 8)
+        self.i, self.cv, self.x = (
+            nn.Linear(8, 24),
+            nn.Conv1d(12, 12, 3, groups=12, padding=2),
+            nn.Linear(12, 11, bias=False),
+        )
+        self.dt, self.A, self.D, self.o = (
+            nn.Linear(3, 12),
+            nn.Parameter(torch.rand(12, 4)),
+            nn.Parameter(torch.ones(12)),
+            nn.Linear(12, 8),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, _ = x.shape
@@ -643,7 +723,10 @@ class StochasticDepth(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.i, self.o = nn.Linear(8, 16), nn.Linear(16, 3)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 24), nn.GELU(), nn.Dropout(0.5), nn.Linear(24, 16)) for _ in range(3))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 24), nn.GELU(), nn.Dropout(0.5), nn.Linear(24, 16))
+            for _ in range(3)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.i(x)
@@ -671,7 +754,13 @@ class Siamese(nn.Module):
 class VAE(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.e, self.mu, self.var, self.d, self.o = nn.Linear(8, 20), nn.Linear(20, 5), nn.Linear(20, 5), nn.Linear(5, 18), nn.Linear(18, 8)
+        self.e, self.mu, self.var, self.d, self.o = (
+            nn.Linear(8, 20),
+            nn.Linear(20, 5),
+            nn.Linear(20, 5),
+            nn.Linear(5, 18),
+            nn.Linear(18, 8),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.e(x).relu()
@@ -705,7 +794,9 @@ class OwnStatistics(nn.Module):
         self.a, self.b, self.c = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 8, 3), nn.Linear(8, 3)
         self.register_buffer("mean", torch.randn(12))
         self.register_buffer("scale", torch.rand(1, 12, 1, 1))
-        self.gains = nn.ParameterDict({"first": nn.Parameter(torch.rand(12, 1, 1)), "second": nn.Parameter(torch.rand(8))})
+        self.gains = nn.ParameterDict(
+            {"first": nn.Parameter(torch.rand(12, 1, 1)), "second": nn.Parameter(torch.rand(8))}
+        )
         self.more = nn.ParameterList([nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(8))])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -730,7 +821,12 @@ class MaskedConv(nn.Module):
 class CondConv(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.i, self.route, self.w, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4), nn.Parameter(torch.randn(4, 12, 8, 3, 3) / 8), nn.Linear(12, 3)
+        self.i, self.route, self.w, self.c = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Linear(8, 4),
+            nn.Parameter(torch.randn(4, 12, 8, 3, 3) / 8),
+            nn.Linear(12, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.i(x).relu()
@@ -743,7 +839,11 @@ class CondConv(nn.Module):
 class ClassToken(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.patch, self.cls, self.pos = nn.Conv2d(3, 16, 4, 4), nn.Parameter(torch.randn(1, 1, 16)), nn.Parameter(torch.randn(1, 17, 16))
+        self.patch, self.cls, self.pos = (
+            nn.Conv2d(3, 16, 4, 4),
+            nn.Parameter(torch.randn(1, 1, 16)),
+            nn.Parameter(torch.randn(1, 17, 16)),
+        )
         self.att, self.n, self.c = nn.MultiheadAttention(16, 4, batch_first=True), nn.LayerNorm(16), nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -793,7 +893,11 @@ class MultiScale(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 26, 3, padding=1)
-        self.convs, self.scales, self.c = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1) for _ in range(3)), 4, nn.Linear(26, 3)
+        self.convs, self.scales, self.c = (
+            nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1) for _ in range(3)),
+            4,
+            nn.Linear(26, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         parts = torch.split(self.stem(x).relu(), [6, 6, 6, 8], 1)
@@ -840,7 +944,9 @@ class ResidualScale(nn.Module):
 class SkipIndexing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stages = nn.ModuleList([nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, 2, 1), nn.Conv2d(12, 16, 3, 2, 1)])
+        self.stages = nn.ModuleList(
+            [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, 2, 1), nn.Conv2d(12, 16, 3, 2, 1)]
+        )
         self.sides, self.o = nn.ModuleList(nn.Conv2d(c, 10, 1) for c in (8, 12, 16)), nn.Conv2d(10, 2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
