@@ -511,3 +511,25 @@ def test_packed_sequences_keep_the_units_of_each_layer_and_direction_apart() -> 
     assert len(groups.equations) == 3
     for seed in range(3):
         cut(model, groups, random_plan(groups, seed))
+
+
+class Averages(nn.Module):
+    """Means written out, with sizes as numbers: `x.sum(-1) / x.shape[-1]`, `torch.tensor(self.width)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.a(x)).view(x.shape[0], self.width)
+        mean = y.sum(-1, keepdim=True) / y.shape[-1]
+        return self.b(y - mean) / torch.sqrt(torch.tensor(self.width).to(y.dtype))
+
+
+def test_sizes_that_are_computed_with_make_a_group_inexact_and_follow() -> None:
+    model = Averages().eval()
+    groups = groups_of(model, torch.randn(2, 6))
+    assert [(g.n_units, g.exact) for g in groups.groups] == [(8, False)]
+    for seed in range(3):
+        cut(model, groups, random_plan(groups, seed))

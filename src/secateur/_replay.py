@@ -41,6 +41,12 @@ _DROPOUT = frozenset(
 _NOT_SIZES = frozenset(
     "padding kernel_size stride dilation output_padding padding_idx ceil_mode scale_factor num_layers".split()
 )
+# functions that compute with an integer instead of measuring with it
+_NUMERIC = frozenset(
+    "add sub mul div true_divide divide multiply subtract pow rsub floor_divide fmod remainder tensor as_tensor clamp "
+    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __rdiv__ __pow__ __rpow__ "
+    "__iadd__ __isub__ __imul__ __itruediv__ add_ sub_ mul_ div_ fill_".split()
+)
 _RANDOM = frozenset("rand rand_like randn randn_like normal uniform bernoulli exponential".split())
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _DEMO = os.path.join(_HERE, "cli", "demo_models")  # networks as users write them
@@ -213,6 +219,8 @@ class _Functions(TorchFunctionMode):
             return shape if axis is None else shape[axis]
         if name in _DROPOUT:
             return self._dropout(func, plain(args), plain(kwargs))
+        if name in _NUMERIC:
+            args, kwargs = self._numbers(args), self._numbers(kwargs)
         if name in WHOLE:
             with self.operations.silence():
                 out = self.watcher.operation(name, func, plain(args), plain(kwargs))
@@ -220,6 +228,16 @@ class _Functions(TorchFunctionMode):
             out = func(*plain(args), **plain(kwargs))
         self.watcher.called(name, args, kwargs, out)
         return out
+
+    def _numbers(self, item: Any) -> Any:
+        """Traced integers as the numbers they are, noted as having left the integers."""
+        if isinstance(item, TracedInt):
+            return self.watcher.session.escape(item)
+        if type(item) in (tuple, list):
+            return type(item)(self._numbers(i) for i in item)
+        if type(item) is dict:
+            return {k: self._numbers(v) for k, v in item.items()}
+        return item
 
     def _dropout(self, func: Any, args: Any, kwargs: Any) -> Any:
         # as in evaluation: what is dropped at random has no place in a recording, and no equal in a smaller model
