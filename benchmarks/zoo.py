@@ -32,8 +32,10 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import math
 import multiprocessing
 import resource
+import signal
 import statistics
 import sys
 import time
@@ -51,7 +53,7 @@ from zoo_trial import Trial, ours, said
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS, PEER = "secateur", "torch-pruning"
-STAGES = ("record", "couple", "plan", "cut")
+PATIENCE = 10  # a model that waits instead of computing is given up after so many times its CPU seconds
 Key = tuple[str, str, str, int]
 
 
@@ -110,7 +112,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights, ratios and choices")
     parser.add_argument("--peer", action="store_true", help="Torch-Pruning as well")
     parser.add_argument("--peer-only", action="store_true", help="only Torch-Pruning")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds per model and tool")
+    parser.add_argument("--timeout", type=float, default=120.0, help="CPU seconds per model and tool")
     parser.add_argument("--memory", type=float, default=12.0, help="GiB of address space per model")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "zoo.jsonl", help="JSON lines, appended")
     parser.add_argument("--resume", action="store_true", help="leave out what the file has already")
@@ -126,18 +128,22 @@ def run_one(key: Key, entry: Entry, *, seconds: float, memory: float) -> dict[st
     """One trial in a forked process: libraries are loaded once, whatever the model does stays there."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, key, entry, memory))
+    process = context.Process(target=_child, args=(sender, key, entry, seconds, memory))
     started = time.perf_counter()
     process.start()
     sender.close()
     row: dict[str, Any] = {}
     try:
-        if receiver.poll(seconds):
+        if receiver.poll(PATIENCE * seconds):
             row = receiver.recv()
         else:
-            row = dataclasses.asdict(Trial(outcome="timeout", message=f"more than {seconds:.0f} s"))
+            row = dataclasses.asdict(Trial(outcome="timeout", message="it computes no more"))
     except EOFError:
-        row = dataclasses.asdict(Trial(outcome="memory", message=f"the process died ({memory:.0f} GiB)"))
+        process.join(10)
+        if process.exitcode == -signal.SIGXCPU:
+            row = dataclasses.asdict(Trial(outcome="timeout", message=f"more than {seconds:.0f} s of CPU time"))
+        else:
+            row = dataclasses.asdict(Trial(outcome="memory", message=f"the process died ({memory:.0f} GiB)"))
     finally:
         process.kill() if not row or row["outcome"] == "timeout" else process.join(10)
         process.join()
@@ -153,9 +159,11 @@ def run_one(key: Key, entry: Entry, *, seconds: float, memory: float) -> dict[st
     return head | row
 
 
-def _child(sender: Connection, key: Key, entry: Entry, memory: float) -> None:
+def _child(sender: Connection, key: Key, entry: Entry, seconds: float, memory: float) -> None:
     limit = int(memory * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    used = math.ceil(time.process_time() + seconds)  # CPU time: the limit does not depend on what else the machine does
+    resource.setrlimit(resource.RLIMIT_CPU, (used, used + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.filterwarnings("ignore")
     tool, _, _, seed = key
@@ -283,7 +291,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "`removed`: fraction of the parameters that is gone at random ratios of 0 to 0.8 per group. `reach`: what goes",
         "when every group loses 40 %, as near as equations let it; `allowed`: the same if no integer of the forward",
         "asked for anything. `error`: of the cut model against the masked oracle, relative; `distance`: to the dense",
-        "model. Seconds: record + couple + plan + cut, without the verification. Torch-Pruning: its outcome, what it",
+        "model. CPU seconds: record + couple + plan + cut, without the verification. Torch-Pruning: its outcome, what it",
         "removed, its seconds.",
         "",
         summary(rows),

@@ -9,7 +9,6 @@ checked: only that the model runs, gives outputs of the same shapes, and has los
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_models import Entry
-from zoo_trial import UNIFORM_RATIO, Trial, count, randomise, run, said
+from zoo_trial import UNIFORM_RATIO, Clock, Trial, count, randomise, run, said
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
 _HEAD_SIZE = ("head_dim", "attention_head_size", "key_value_proj_dim", "dim_head", "head_size", "d_head")
@@ -86,7 +85,7 @@ def _prune(model: nn.Module, inputs: Any, setting: Mapping[str, bool] | None) ->
         if setting is None and isinstance(module, nn.MultiheadAttention):
             ignored.append(module)
     before = {id(m): (n, [p.out_features for p in ps]) for m, _, n, ps in _attentions(model)}
-    started = time.perf_counter()
+    clock = Clock({})
     pruner = tp.pruner.BasePruner(
         model,
         dict(inputs) if isinstance(inputs, Mapping) else inputs,
@@ -97,12 +96,13 @@ def _prune(model: nn.Module, inputs: Any, setting: Mapping[str, bool] | None) ->
         unwrapped_parameters=list(_unwrapped(model)),
         **(setting or {}),
     )
-    built = time.perf_counter()
+    clock.lap("record")
     pruner.step()
     for module, name, number, projections in _attentions(model):
         if projections and id(module) in before:
             _put_right(module, name, before[id(module)], projections, pruner.num_heads.get(projections[0], number))
-    return model, {"record": built - started, "cut": time.perf_counter() - built}
+    clock.lap("cut")
+    return model, clock.seconds
 
 
 def _attentions(model: nn.Module) -> list[tuple[nn.Module, str, int, list[nn.Linear]]]:
