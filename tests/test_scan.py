@@ -214,6 +214,77 @@ def test_points_after_a_recovery_stand_beside_those_before() -> None:
     assert after[0].loss != plain.points[0].loss
 
 
+# Chunks
+
+
+@pytest.fixture
+def in_chunks(parts, monkeypatch: pytest.MonkeyPatch) -> tuple:
+    """Seven batches of 8 examples, the last one smaller, in chunks of two, one, two and two."""
+    monkeypatch.setattr(_scan, "FIRST", 9)
+    return (*parts[:3], make_batches(53, 8), parts[4])
+
+
+def test_chunks_are_whole_batches_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _scan.chunks_of([100] * 50 + [40], [1000] * 51)
+    assert [chunk.n for chunk in made] == [300, 300, 300, 500, 700, 1100, 1600, 240]
+    assert [(c.start, c.first) for c in made[1:]] == [
+        (stop, sum(c.n for c in made[: i + 1])) for i, stop in enumerate(c.stop for c in made[:-1])
+    ]
+    assert [c.n for c in _scan.chunks_of([5000, 1, 5000], [1, 1, 1])] == [5000, 5001]
+    monkeypatch.setattr(_scan, "MOST_BYTES", 5000)
+    assert [c.n for c in _scan.chunks_of([100] * 12, [1000] * 12)] == [300, 300, 300, 300]
+    assert [c.n for c in _scan.chunks_of([100] * 13, [1000] * 13)] == [300, 300, 300, 400]
+    assert [c.n for c in _scan.chunks_of([100] * 3, [9000] * 3)] == [100, 100, 100]
+
+
+def test_sums_over_chunks_are_the_sums_over_the_data(in_chunks, tmp_path: Path) -> None:
+    path = tmp_path / "scan.jsonl"
+    curves = scan(*in_chunks, removed=(0.5, 0.9), store=path)
+    assert len(_store.read_lines(path)) == 1 + 4 * 4
+    whole = scan(
+        *in_chunks[:3], [tuple(map(torch.cat, zip(*in_chunks[3], strict=True)))], in_chunks[4], removed=(0.5, 0.9)
+    )
+    for point, same in zip(curves.points, whole.points, strict=True):
+        for field in dataclasses.fields(point):
+            assert getattr(point, field.name) == pytest.approx(getattr(same, field.name), rel=1e-12, abs=1e-12)
+
+
+def test_a_scan_in_chunks_resumes_from_any_number_of_lines_in_other_processes(in_chunks, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = scan(*in_chunks, removed=(0.5,), store=tmp_path / "whole.jsonl", recovery=recalibrate())
+        lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+        assert len(lines) == 1 + 2 * 2 * 4
+        for n in range(len(lines)):
+            path = tmp_path / f"part{n}.jsonl"
+            path.write_bytes(b"".join(lines[:n]))
+            resume = functools.partial(scan, removed=(0.5,), store=path, resume=True, recovery=recalibrate())
+            assert resume(*in_chunks, executor=processes(2) if n % 5 == 0 else None) == whole
+            assert sorted(path.read_bytes().splitlines()) == sorted(line.rstrip() for line in lines)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Stream:
+    """Batches that can only be iterated, and count how often that was begun."""
+
+    def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+        self.batches, self.passes = batches, 0
+
+    def __iter__(self):
+        self.passes += 1
+        yield from self.batches
+
+
+def test_the_data_are_read_once_for_all_points(in_chunks) -> None:
+    model, groups, scores, batches, task = in_chunks
+    stream = Stream(batches)
+    assert scan(model, groups, scores, stream, task) == scan(*in_chunks)
+    # Two for the hashes, one dense, one for the check of the cuts, one for the points.
+    assert stream.passes == 5
+
+
 # Stores
 
 

@@ -1,6 +1,9 @@
 """scan: measured loss and score against the removed fraction, group by group, by real cuts.
 
-Index conventions: g group, n example, f fold.
+The work goes chunk by chunk: every point is measured on one run of batches before the next run is read. Chunks grow
+geometrically, whatever else is asked for, so that a store serves scans of any length.
+
+Index conventions: g group, n example, f fold, c chunk.
 """
 
 from __future__ import annotations
@@ -8,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +27,49 @@ from secateur.schema.curves import Curves, Point
 from secateur.schema.groups import Groups
 from secateur.schema.members import Executor, Recovery
 from secateur.schema.scores import Scores
-from secateur.schema.task import Batches, Task
+from secateur.schema.task import Batch, Batches, Task
 
 REMOVED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-FORMAT = 1  # of the store
+FORMAT = 2  # of the store
+FIRST = 256  # examples of the first chunk, at least
+GROWTH = 0.5  # every later chunk has at least this part of the examples before it
+MOST_BYTES = 2**28  # of a chunk: it stays in memory while all points are measured on it
 Counts = tuple[int, ...]
+Sums = list[dict[str, float | int | None]]  # [f]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A run of whole batches, `start` to `stop`; its `n` examples begin at position `first` of the data."""
+
+    start: int
+    stop: int
+    first: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A cut to be measured: kept counts of all groups; as it is, or after the recovery."""
+
+    counts: Counts
+    recovered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The unit of work: one target on consecutive chunks. Only targets that are recovered first have several."""
+
+    target: Target
+    chunks: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Setup:
-    """What every measurement needs; the unit of work is one tuple of kept counts.
+    """What every measurement needs.
 
     Attributes:
-        order: [g][j]: the unit that goes j-th.  base: the dense model on the same examples.
+        order: [g][j]: the unit that goes j-th.  base: the dense model on all examples.  chunks: [c].
     """
 
     model: nn.Module
@@ -44,6 +78,7 @@ class Setup:
     batches: Batches
     task: Task
     base: Evaluation
+    chunks: tuple[Chunk, ...]
     n_folds: int
     recovery: Recovery | None
 
@@ -72,11 +107,11 @@ def scan(
     Args:
         model: the dense model; never changed.  groups, scores: found on it.
         batches: the search data, in a fixed order: examples are paired by position, and an example's fold is its
-            position modulo `n_folds`.
+            position modulo `n_folds`. Not more than one chunk of them is held in memory.
         removed: fractions of the units of a group, in (0, 1). At least one unit goes, at least one stays.
         n_folds: folds whose sums are kept apart, for cross-validation.
-        store: file to which every measurement is appended as it comes (JSON lines with checksums); a scan
-            that was killed goes on from there.
+        store: file to which every measurement of a point on a chunk is appended as it comes (JSON lines with
+            checksums); a scan that was killed goes on from there.
         resume: the store may already hold measurements. Without it, a store that is not empty is refused.
         recovery: a cheap one, on the same data; each cut is then measured before and after it.
         executor: where the measurements run; None = here, one after the other. The results are the same.
@@ -95,7 +130,7 @@ def scan(
     hashes = _evaluate.example_hashes(batches)
     check_data(batches, hashes)
     weights = _surgery.fingerprint_weights(model)
-    base = _evaluate.evaluate(model, batches, task)
+    base, chunks = _dense(model, batches, task)
     if not 1 <= n_folds <= base.n:
         raise InputError("every fold needs an example", where="n_folds", expected=f"1 to {base.n}", got=n_folds)
     header = {
@@ -109,8 +144,8 @@ def scan(
         "base_loss": f"{base.mean_loss:.4g}",  # a task is functions; this is how another one shows
         "n_folds": n_folds,
         "recovery": _describe(recovery),
+        "chunks": [chunk.stop for chunk in chunks],
     }
-    done = _open_store(store, header, n_folds=n_folds, resume=resume)
     setup = Setup(
         model=model,
         groups=groups,
@@ -118,26 +153,34 @@ def scan(
         batches=batches,
         task=task,
         base=base,
+        chunks=chunks,
         n_folds=n_folds,
         recovery=recovery,
     )
-    wanted = list(dict.fromkeys(counts for by_fraction in plan.values() for counts in by_fraction.values()))
-    missing = [counts for counts in wanted if counts not in done]
-    _check_cuts(setup, missing)
+    states = (False, True) if recovery is not None else (False,)
+    wanted = dict.fromkeys(counts for by_fraction in plan.values() for counts in by_fraction.values())
+    done: dict[Target, list[Sums]] = {Target(counts, state): [] for counts in wanted for state in states}
+    targeted = tuple(done)
+    done |= _open_store(store, header, n_folds=n_folds, resume=resume)
+    _check_cuts(setup, [target.counts for target in targeted if len(done[target]) < len(chunks)])
     run: Callable[..., Iterable[tuple[int, Any]]] = executor or _one_after_the_other
-    n_done = len(wanted) - len(missing)
-    for index, sums in run(functools.partial(measure, setup), missing):
-        done[missing[index]] = sums
-        if store is not None:
-            _store.append_line(store, {"counts": missing[index], "sums": sums})
-        n_done += 1
-        if progress is not None:
-            progress("scan", n_done, len(wanted))
+    n_done = sum(len(done[target]) for target in targeted)
+    for held, jobs in _rounds(setup, targeted, done):
+        for index, measured in run(functools.partial(measure, setup, held), jobs):
+            target = jobs[index].target
+            for sums in measured:
+                if store is not None:
+                    _store.append_line(store, _line(target, len(done[target]), sums))
+                done[target].append(sums)
+            n_done += len(measured)
+            if progress is not None:
+                progress("scan", n_done, len(targeted) * len(chunks))
     points = [
         point
         for group, by_fraction in plan.items()
         for fraction, counts in by_fraction.items()
-        for point in _points(groups, group, fraction, counts, done[counts])
+        for target in (Target(counts, state) for state in states)
+        for point in _points(groups, group, fraction, target, _added(done[target]))
     ]
     return Curves(
         points=tuple(sorted(points, key=_curves.order)),
@@ -175,30 +218,44 @@ def targets(groups: Groups, removed: Sequence[float]) -> dict[int, dict[float, C
     return found
 
 
-def measure(setup: Setup, counts: Counts) -> dict[str, Any]:
-    """The work function: cut to `counts`, evaluate, maybe recover and evaluate again; sums per fold, JSON-ready."""
-    small = _cut(setup, counts)
-    try:
-        pruned = _evaluate.evaluate(small, setup.batches, setup.task)
-    except NonFinite as error:
-        raise NonFinite(
-            "a model that was cut computes no finite loss",
-            where=", ".join(
-                f"{group.name}: {k} of {group.n_units} units kept"
-                for group, k in zip(setup.groups.groups, counts, strict=True)
-                if k < group.n_units
-            ),
-            got=error.what,
-            todo="leave this fraction out (`removed`), or freeze the group; what was measured so far is in the store",
-        ) from error
-    plain = _sums(setup, pruned)
-    recovered = None
-    if setup.recovery is not None:
+def measure(setup: Setup, batches: Iterable[Batch], job: Job) -> list[Sums]:
+    """The work function: cut, maybe recover, and evaluate chunk by chunk; [c][f], JSON-ready.
+
+    Args:
+        batches: those of the job's chunks; all of them where the target is recovered first.
+    """
+    small = _cut(setup, job.target.counts)
+    chunks = [setup.chunks[c] for c in job.chunks]
+    stream = iter(batches)
+    if job.target.recovered:
+        assert setup.recovery is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # every cut meets the same recovery, whichever was measured before it
             small = setup.recovery(small, setup.batches, setup.task, teacher=setup.model, seed=0, progress=None)
-        recovered = _sums(setup, _evaluate.evaluate(small, setup.batches, setup.task))
-    return {"plain": plain, "recovered": recovered}
+        stream = itertools.islice(stream, chunks[0].start, None)
+    made = []
+    for chunk in chunks:
+        try:
+            pruned = _evaluate.join(
+                [
+                    _evaluate.evaluate_batch(small, batch, setup.task, where=f"batch {index}")
+                    for index, batch in zip(range(chunk.start, chunk.stop), stream)  # noqa: B905 (leaves the rest)
+                ]
+            )
+        except NonFinite as error:
+            raise NonFinite(
+                "a model that was cut computes no finite loss",
+                where=", ".join(
+                    f"{group.name}: {k} of {group.n_units} units kept"
+                    for group, k in zip(setup.groups.groups, job.target.counts, strict=True)
+                    if k < group.n_units
+                ),
+                got=error.what,
+                todo="leave this fraction out (`removed`), or freeze the group; what was measured so far is in "
+                "the store",
+            ) from error
+        made.append(_sums(setup, chunk, pruned))
+    return made
 
 
 def _cut(setup: Setup, counts: Counts) -> nn.Module:
@@ -206,28 +263,75 @@ def _cut(setup: Setup, counts: Counts) -> nn.Module:
     return _surgery.apply(setup.model, _surgery.receipt_for(setup.model, setup.groups, kept))
 
 
+def _rounds(
+    setup: Setup, targets: Sequence[Target], done: Mapping[Target, Sequence[Sums]]
+) -> Iterator[tuple[Batches, list[Job]]]:
+    """What is still to be measured, with the batches for it; `done` grows between two rounds.
+
+    First chunk by chunk, so that each is read once; then what has to be recovered, each in one go.
+    """
+    stream, at = iter(setup.batches), 0
+    for c, chunk in enumerate(setup.chunks):
+        jobs = [Job(target, (c,)) for target in targets if not target.recovered and len(done[target]) == c]
+        if jobs:
+            held = list(itertools.islice(stream, chunk.start - at, chunk.stop - at))
+            at = chunk.stop
+            yield held, jobs
+    every = range(len(setup.chunks))
+    jobs = [Job(t, tuple(every[len(done[t]) :])) for t in targets if t.recovered and len(done[t]) < len(every)]
+    if jobs:
+        yield setup.batches, jobs
+
+
 def _one_after_the_other(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[tuple[int, Any]]:
     return ((index, work(item)) for index, item in enumerate(items))
+
+
+def _dense(model: nn.Module, batches: Batches, task: Task) -> tuple[Evaluation, tuple[Chunk, ...]]:
+    """The dense model on all examples, and the chunks that these are measured in."""
+    parts, sizes = [], []
+    for index, batch in enumerate(batches):
+        parts.append(_evaluate.evaluate_batch(model, batch, task, where=f"batch {index}"))
+        sizes.append(sum(item.nbytes for _, item in _evaluate.leaves(batch) if isinstance(item, Tensor)))
+    return _evaluate.join(parts), chunks_of([part.n for part in parts], sizes)
+
+
+def chunks_of(n_examples: Sequence[int], n_bytes: Sequence[int]) -> tuple[Chunk, ...]:
+    """Growing runs of whole batches, [c].
+
+    Args:
+        n_examples: of each batch, as the task counts them.  n_bytes: of each batch.
+    """
+    made, start, first = [], 0, 0
+    while start < len(n_examples):
+        stop, n, size = start + 1, n_examples[start], n_bytes[start]
+        while stop < len(n_examples) and n < max(FIRST, GROWTH * first) and size + n_bytes[stop] <= MOST_BYTES:
+            n, size, stop = n + n_examples[stop], size + n_bytes[stop], stop + 1
+        made.append(Chunk(start=start, stop=stop, first=first, n=n))
+        start, first = stop, first + n
+    return tuple(made)
 
 
 # Sums
 
 
-def _sums(setup: Setup, pruned: Evaluation) -> list[dict[str, float | int | None]]:
-    """[f]: weighted sums of the paired differences."""
-    base = setup.base
-    if pruned.n != base.n:
+def _sums(setup: Setup, chunk: Chunk, pruned: Evaluation) -> Sums:
+    """[f]: weighted sums of the paired differences over the examples of one chunk."""
+    if pruned.n != chunk.n:
         raise InputError(
-            "the data gave another number of examples than before", where="search data", expected=base.n, got=pruned.n
+            "the data gave another number of examples than before", where="search data", expected=chunk.n, got=pruned.n
         )
-    made = []
+    base, end = setup.base, chunk.first + chunk.n
+    made: Sums = []
     for fold in range(setup.n_folds):
-        at = slice(fold, None, setup.n_folds)
-        w = base.weights[at]
-        loss = pruned.losses[at] - base.losses[at]
+        # The examples whose position in the data is `fold` modulo `n_folds`.
+        first = (fold - chunk.first) % setup.n_folds
+        at, dense = slice(first, None, setup.n_folds), slice(chunk.first + first, end, setup.n_folds)
+        w = base.weights[dense]
+        loss = pruned.losses[at] - base.losses[dense]
         drop = base_correct = None
         if base.correct is not None and pruned.correct is not None:
-            drop, base_correct = base.correct[at] - pruned.correct[at], base.correct[at]
+            drop, base_correct = base.correct[dense] - pruned.correct[at], base.correct[dense]
         made.append(
             {
                 "n": len(w),
@@ -237,7 +341,7 @@ def _sums(setup: Setup, pruned: Evaluation) -> list[dict[str, float | int | None
                 "loss_sq": float((w * loss * loss).sum()),
                 "drop": _sum(w, drop),
                 "drop_sq": _sum(w, None if drop is None else drop * drop),
-                "base_loss": float((w * base.losses[at]).sum()),
+                "base_loss": float((w * base.losses[dense]).sum()),
                 "base_correct": _sum(w, base_correct),
             }
         )
@@ -248,20 +352,31 @@ def _sum(weights: Tensor, values: Tensor | None) -> float | None:
     return None if values is None else float((weights * values).sum())
 
 
-def _points(groups: Groups, group: int, fraction: float, counts: Counts, sums: Mapping[str, Any]) -> Iterable[Point]:
+def _added(chunks: Sequence[Sums]) -> Sums:
+    """The sums over several chunks, added in their order."""
+    return [
+        {
+            name: None if value is None else sum(sums[fold][name] or 0 for sums in chunks)
+            for name, value in first.items()
+        }
+        for fold, first in enumerate(chunks[0])
+    ]
+
+
+def _points(groups: Groups, group: int, fraction: float, target: Target, sums: Sums) -> Iterable[Point]:
     full = [g.n_units for g in groups.groups]
-    also = tuple((g, n - k) for g, (n, k) in enumerate(zip(full, counts, strict=True)) if g != group and k < n)
-    for recovered in (False, True):
-        for fold, values in enumerate(sums["recovered" if recovered else "plain"] or ()):
-            yield Point(
-                group=group,
-                removed=fraction,
-                n_removed=full[group] - counts[group],
-                fold=fold,
-                recovered=recovered,
-                also=also,
-                **values,
-            )
+    also = tuple((g, n - k) for g, (n, k) in enumerate(zip(full, target.counts, strict=True)) if g != group and k < n)
+    for fold, values in enumerate(sums):
+        named: dict[str, Any] = values
+        yield Point(
+            group=group,
+            removed=fraction,
+            n_removed=full[group] - target.counts[group],
+            fold=fold,
+            recovered=target.recovered,
+            also=also,
+            **named,
+        )
 
 
 # Checks and the store
@@ -308,9 +423,13 @@ def _describe(recovery: Recovery | None) -> str:
     return repr(recovery) if dataclasses.is_dataclass(recovery) else recovery.name
 
 
+def _line(target: Target, chunk: int, sums: Sums) -> dict[str, Any]:
+    return {"counts": target.counts, "recovered": target.recovered, "chunk": chunk, "sums": sums}
+
+
 def _open_store(
     store: str | Path | None, header: Mapping[str, Any], *, n_folds: int, resume: bool
-) -> dict[Counts, dict[str, Any]]:
+) -> dict[Target, list[Sums]]:
     """The measurements that the store holds; it is begun if it is empty."""
     if store is None:
         return {}
@@ -335,14 +454,15 @@ def _open_store(
                 got=got,
                 todo="scan into another file; this one belongs to another model, data set or setting",
             )
-    done = {}
+    done: dict[Target, list[Sums]] = {}
     for number, line in enumerate(rest, start=2):
         try:
-            counts, sums = tuple(line["counts"]), line["sums"]
-            whole = len(sums["plain"]) == n_folds
+            target = Target(tuple(line["counts"]), line["recovered"])
+            held = done.setdefault(target, [])
+            whole = line["chunk"] == len(held) and len(line["sums"]) == n_folds
         except (KeyError, TypeError):
             whole = False
         if not whole:
             raise FileCorrupt("this is not a line of a scan", where=f"{store}:{number}", todo="start afresh")
-        done[counts] = sums
+        held.append(line["sums"])
     return done
