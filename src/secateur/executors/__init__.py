@@ -6,13 +6,16 @@ everywhere, and so are the results.
 
 from secateur.executors.processes import Processes as Processes
 from secateur.executors.processes import processes as processes
+from secateur.executors.ray import Ray as Ray
+from secateur.executors.ray import ray as ray
 from secateur.executors.serial import Serial as Serial
 from secateur.executors.serial import serial as serial
 from secateur.schema.table import table
 
-__all__ = ["EXECUTORS", "Processes", "Serial", "processes", "serial"]
+__all__ = ["EXECUTORS", "Processes", "Ray", "Serial", "processes", "ray", "serial"]
 
 EXECUTORS = table(
     ("serial", serial),
     ("processes", processes),
+    ("ray", ray),
 )
