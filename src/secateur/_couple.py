@@ -9,11 +9,12 @@ Index conventions: a atom, c class (connected component), u global unit, g group
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,12 +37,13 @@ from secateur._lengths import (
     to_extent,
 )
 from secateur._replay import is_pointwise
+from secateur._rewrite import baked_attributes, offsets
 from secateur.errors import CoupleError, UnknownName
 from secateur.ops import RULES, rule_key
 from secateur.ops._kernel import INT, Kernel, Label, support
 from secateur.ops._rule import Operation, Rule, bare, keeps_zeros
 from secateur.ops.sizes import Requirement, equal_lengths, number, requirements
-from secateur.schema.graph import Expression, Graph, Integer, Node, Op, Ref, Run, Size
+from secateur.schema.graph import Attribute, Expression, Graph, Integer, Node, Op, Ref, Run, Size
 from secateur.schema.groups import (
     CostTerm,
     Equation,
@@ -56,6 +58,7 @@ from secateur.schema.groups import (
     Role,
     Site,
 )
+from secateur.schema.program import Arithmetic, Baked, Listed, Rewrite, Slice
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16, "int64": 8}
@@ -67,6 +70,7 @@ def couple(
     freeze: Iterable[str] = (),
     tie: Iterable[tuple[str, str]] = (),
     rules: Mapping[str, Rule] | None = None,
+    baked: Literal["freeze", "submodule"] = "freeze",
 ) -> Groups:
     """Find the groups of a recorded model.
 
@@ -75,6 +79,9 @@ def couple(
         freeze: names of parameters or modules (wildcards allowed) that must keep their size.
         tie: pairs of parameter names whose first axes must lose the same indices.
         rules: `ops.RULES`, or that extended by your own.
+        baked: what to do where an integer stands in a forward (a literal, a closure) and would need another value after
+            a cut: `freeze` what it counts and say so, or write the forward of that `submodule` again, on the copy,
+            from its recording: a subclass of its class, same parameters, the integers as attributes.
 
     Returns:
         The groups, what is frozen and why, count equations, costs, and the attributes that follow a cut.
@@ -87,6 +94,7 @@ def couple(
     _apply_wishes(kernel, graph, tuple(freeze), tuple(tie))
     _freeze_unexecuted(kernel, graph)
     _freeze_opaque(kernel, graph, environments)
+    opened: list[Rewrite] = []
     while True:
         lengths = _Lengths(graph, environments, _solve(kernel, graph, environments))
         said, links, stuck = _statements(lengths)
@@ -97,8 +105,18 @@ def couple(
         stuck += [(g, "no recorded run uses it", "") for g in _unused(kernel, lengths.solved)]
         stuck += _unsatisfiable([*answer.equations, *even], full)
         if not stuck:
-            return _assemble(graph, kernel, lengths, answer, graph.swaps)
+            return _assemble(graph, kernel, lengths, answer, graph.swaps, opened)
+        baking = _baking(lengths, stuck) if baked == "submodule" else {}
+        fresh = list({r.module: r for r in baking.values() if not r.problem and r not in opened}.values())
+        if fresh:
+            opened += fresh
+            graph = _opened(graph, fresh)
+            continue
         for g, reason, source in stuck:
+            if (g, source) in baking and baking[g, source].problem:
+                reason = (
+                    f"{reason}, and {baking[g, source].module} cannot be written again: {baking[g, source].problem}"
+                )
             atoms = np.flatnonzero(lengths.solved.group_of_atom() == g).astype(np.int32)
             kernel.facts.frozen.append((atoms, f"{reason} ({source})" if source else reason, (-1, -1)))
 
@@ -562,6 +580,92 @@ def _statements(lengths: _Lengths) -> tuple[list[Statement], list[Link], list[tu
     return said, links, stuck
 
 
+def _baking(lengths: _Lengths, stuck: Sequence[tuple[int, str, str]]) -> dict[tuple[int, str], Rewrite]:
+    """(group, source) -> the module in whose forward an integer holds the group fast."""
+    programs = {rewrite.module: rewrite for rewrite in lengths.graph.rewrites}
+    wanted = {(g, source) for g, _, source in stuck}
+    sources = {source for _, source in wanted}
+    found: dict[tuple[int, str], Rewrite] = {}
+    for r, run in enumerate(lengths.graph.runs):
+        axes: list[tuple[str, str, Size]] = []
+        for call in run.calls:
+            if call.source in sources and call.module in programs:
+                needs = requirements(call, lambda v, run=run: run.values[v])  # type: ignore[misc]
+                axes += [(call.module, call.source, Size(need.value, need.axis)) for need in needs]
+                integers = _integers((call.args, tuple(call.kwargs.values())))
+                axes += [(call.module, call.source, s) for i in integers for s in sizes(i.origin)]
+        for c in run.comparisons:
+            if c.source in sources and c.module in programs:
+                axes += [(c.module, c.source, s) for e in (c.left, c.right) for s in sizes(e)]
+        for module, source, size in axes:
+            units = lengths.units(r, size.value, size.axis)
+            for g in () if units is None else np.unique(lengths.solved.group_of_unit[units[units >= 0]]).tolist():
+                if (g, source) in wanted:
+                    found.setdefault((g, source), programs[module])
+    return found
+
+
+def _opened(graph: Graph, rewrites: Sequence[Rewrite]) -> Graph:
+    """The graph with the integers that stand in these modules as attributes; what they compared is decided."""
+    programs = {rewrite.module: rewrite for rewrite in rewrites}
+    runs = []
+    for run in graph.runs:
+        calls = []
+        for call in run.calls:
+            rewrite = programs.get(call.module)
+            if rewrite is not None and call.step >= 0:
+                step = rewrite.programs[run.mode].steps[call.step]
+                place = _Opener(call.module, offsets(rewrite)[run.mode])
+                call = dataclasses.replace(
+                    call,
+                    args=place.item(call.args, step.args),
+                    kwargs={k: place.item(v, step.kwargs[k]) for k, v in call.kwargs.items()},
+                )
+            calls.append(call)
+        lost = {number for number, module in run.lost if module in programs}
+        runs.append(
+            dataclasses.replace(
+                run,
+                calls=tuple(calls),
+                comparisons=tuple(c for c in run.comparisons if c.module not in programs),
+                escapes=tuple(0 if number in lost else e for number, e in enumerate(run.escapes)),
+            )
+        )
+    attributes = (*graph.attributes, *baked_attributes(rewrites).items())
+    return dataclasses.replace(graph, runs=tuple(runs), attributes=attributes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Walks through the arguments of a call and of its step at the same time."""
+
+    module: str
+    first: int
+
+    def item(self, recorded: Any, noted: Any) -> Any:
+        """The recorded argument, with what was baked as attributes."""
+        if isinstance(noted, Baked):
+            return Integer(number(recorded), Attribute(self.module, "baked", self.first + noted.position))
+        if isinstance(noted, Arithmetic) and isinstance(recorded, Integer):
+            return Integer(recorded.value, self.expression(recorded.origin, noted))
+        if isinstance(noted, Slice):
+            parts = zip(recorded[1:], (noted.start, noted.stop, noted.step), strict=True)
+            return ("slice", *(self.item(a, b) for a, b in parts))
+        if isinstance(recorded, tuple) and isinstance(noted, tuple | Listed):
+            items = noted.items if isinstance(noted, Listed) else noted
+            return tuple(self.item(a, b) for a, b in zip(recorded, items, strict=True))
+        return recorded
+
+    def expression(self, recorded: Expression, noted: Any) -> Expression:
+        """The same inside an expression."""
+        if isinstance(noted, Baked):
+            return Attribute(self.module, "baked", self.first + noted.position)
+        if isinstance(noted, Arithmetic) and isinstance(recorded, Op):
+            left, right = self.expression(recorded.left, noted.left), self.expression(recorded.right, noted.right)
+            return Op(recorded.operator, left, right)
+        return recorded
+
+
 def _origin(argument: int | Integer) -> Expression:
     return argument.origin if isinstance(argument, Integer) else argument
 
@@ -599,7 +703,12 @@ def _unsatisfiable(equations: Sequence[Equation], full: Sequence[int]) -> list[t
 
 
 def _assemble(
-    graph: Graph, kernel: Kernel, lengths: _Lengths, settings: Solution, swaps: tuple[tuple[str, str], ...]
+    graph: Graph,
+    kernel: Kernel,
+    lengths: _Lengths,
+    settings: Solution,
+    swaps: tuple[tuple[str, str], ...],
+    opened: Sequence[Rewrite],
 ) -> Groups:
     solved = lengths.solved
     even = _even_equations(kernel, graph, solved)
@@ -618,6 +727,7 @@ def _assemble(
         structure=graph.structure,
         escapes=escapes,
         outlines=tuple(_outline(run, {s.op for s in sites if s.run == r}) for r, run in enumerate(graph.runs)),
+        rewrites=tuple(opened),
         examples=graph.examples,
     )
 

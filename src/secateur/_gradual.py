@@ -64,7 +64,7 @@ class Run:
         steps: gradual steps.  max_drop: allowed drop on the search data; None = any.
         scan: `each`: every step measures curves of its own for the allocator.
         confidence, clip: of the certificate.
-        couple, plan: further keyword arguments of these verbs (freeze, tie, rules; round_to, least).
+        couple, plan: further keyword arguments of these verbs (freeze, tie, rules, baked; round_to, least).
         folder: where state and tensors are kept; None = in `memory`.
         memory: file name -> tensors, for a run without a folder.
     """

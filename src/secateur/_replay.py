@@ -35,9 +35,7 @@ WHOLE = frozenset(
     "linear matmul __matmul__ __rmatmul__ einsum bilinear scaled_dot_product_attention "
     "lstm gru rnn_tanh rnn_relu".split()
 )
-_DROPOUT = frozenset(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout".split()
-)
+DROPOUT = frozenset("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout".split())
 _NOT_SIZES = frozenset(
     "padding kernel_size stride dilation output_padding padding_idx ceil_mode scale_factor num_layers".split()
 )
@@ -58,16 +56,27 @@ class Session:
 
     Attributes:
         comparisons: equalities that held.  escapes: integers that became floats, in order.
+        lost: (number of the escape, module at work) of those that Python took, so that no one can follow them.
         substitute: number of the escape -> value to use instead (the masked oracle sets these).
+        modules: paths of the modules at work.
     """
 
     def __init__(self, substitute: Mapping[int, int] | None = None) -> None:
         self.comparisons: list[Comparison] = []
         self.escapes: list[Expression] = []
+        self.lost: list[tuple[int, str]] = []
         self.substitute = dict(substitute or {})
+        self.modules: list[str] = []
 
-    def escape(self, value: TracedInt) -> int:
+    @property
+    def module(self) -> str:
+        """The innermost module at work."""
+        return self.modules[-1] if self.modules else ""
+
+    def escape(self, value: TracedInt, *, lost: bool = True) -> int:
         """Note that `value` leaves the integers; the value it has outside."""
+        if lost:
+            self.lost.append((len(self.escapes), self.module))
         self.escapes.append(value.origin)
         return self.substitute.get(len(self.escapes) - 1, int.__index__(value))
 
@@ -120,7 +129,9 @@ class TracedInt(int):
     def _compared(self, other: object, how: Callable[[int, Any], Any]) -> bool:
         result = how(self, other)
         if isinstance(other, int) and int.__index__(self) == int.__index__(other):
-            self.session.comparisons.append(Comparison(self.origin, origin_of(other), source_line()))
+            self.session.comparisons.append(
+                Comparison(self.origin, origin_of(other), source_line(), self.session.module)
+            )
         return result  # type: ignore[no-any-return]
 
 
@@ -197,7 +208,7 @@ class Watcher(Protocol):
     def operation(self, op: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation and return its result."""
 
-    def called(self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """A torch function call as the forward wrote it has returned."""
 
 
@@ -212,27 +223,31 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "__get__":
-            return self.watcher.sizes(args[0]) if func.__self__ is torch.Tensor.shape else func(*args, **kwargs)
+            if func.__self__ is torch.Tensor.shape:
+                return self.watcher.sizes(args[0])
+            out = func(*args, **kwargs)
+            self.watcher.called(func, args, kwargs, out)
+            return out
         if func is torch.Tensor.size:
             shape = self.watcher.sizes(args[0])
             axis = args[1] if len(args) > 1 else kwargs.get("dim")
             return shape if axis is None else shape[axis]
-        if name in _DROPOUT:
-            return self._dropout(func, plain(args), plain(kwargs))
-        if name in _NUMERIC:
-            args, kwargs = self._numbers(args), self._numbers(kwargs)
-        if name in WHOLE:
+        if name in DROPOUT:
+            out = self._dropout(func, plain(args), plain(kwargs))
+        elif name in WHOLE:
             with self.operations.silence():
                 out = self.watcher.operation(name, func, plain(args), plain(kwargs))
+        elif name in _NUMERIC:
+            out = func(*plain(self._numbers(args)), **plain(self._numbers(kwargs)))
         else:
             out = func(*plain(args), **plain(kwargs))
-        self.watcher.called(name, args, kwargs, out)
+        self.watcher.called(func, args, kwargs, out)
         return out
 
     def _numbers(self, item: Any) -> Any:
         """Traced integers as the numbers they are, noted as having left the integers."""
         if isinstance(item, TracedInt):
-            return self.watcher.session.escape(item)
+            return self.watcher.session.escape(item, lost=False)
         if type(item) in (tuple, list):
             return type(item)(self._numbers(i) for i in item)
         if type(item) is dict:
@@ -243,7 +258,8 @@ class _Functions(TorchFunctionMode):
         # as in evaluation: what is dropped at random has no place in a recording, and no equal in a smaller model
         given = args[2] if len(args) > 2 else kwargs.get("training", False)
         if given:
-            return args[0] if args else kwargs["input"]
+            with self.operations.silence():  # the same numbers, but not the same tensor: what stays and what is dropped
+                return (args[0] if args else kwargs["input"]).detach()
         return func(*args, **kwargs)
 
 
@@ -443,7 +459,7 @@ class Plain:
                 self.low_precision = True
         return out
 
-    def called(self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Nothing to note."""
 
 

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor, nn
 
+from secateur._rewrite import baked_attributes, rewrite_forward
 from secateur._units import extent_value
 from secateur.errors import CutError, InputError, ReceiptMismatch
 from secateur.ops.modules import make_ready, read_attribute, refresh, write_attribute
@@ -91,8 +92,10 @@ def receipt_for(model: nn.Module, groups: Groups, kept: Sequence[Sequence[int]])
         shape = shapes[param]
         indices.setdefault(param, [None] * len(shape))[axis] = tuple(i for i in range(shape[axis]) if i not in gone)
     changes = []
+    baked = baked_attributes(groups.rewrites)
     for setting in groups.settings:
-        old = read_attribute(model, setting.attribute)
+        at = setting.attribute
+        old = baked[at] if at in baked else read_attribute(model, at)
         new = extent_value(setting.extent, counts)
         if new != old:
             changes.append(Change(attribute=setting.attribute, old=old, new=new))
@@ -107,6 +110,7 @@ def receipt_for(model: nn.Module, groups: Groups, kept: Sequence[Sequence[int]])
         ),
         structure=structure,
         version=package_version(),
+        rewrites=groups.rewrites,
     )
 
 
@@ -177,6 +181,8 @@ def apply(model: nn.Module, receipt: Receipt) -> nn.Module:
     modules = dict(small.named_modules())
     for path, key in receipt.swaps:
         make_ready(modules[path], key)
+    for rewrite in receipt.rewrites:
+        rewrite_forward(modules[rewrite.module], rewrite)
     replaced: dict[int, Tensor] = {}
     names = list(tensors(small))
     for _, canonical, tensor in names:
@@ -239,6 +245,7 @@ def compose(first: Receipt, then: Receipt) -> Receipt:
         structure=first.structure,
         verification=then.verification,
         version=then.version,
+        rewrites=(*first.rewrites, *then.rewrites),
     )
 
 

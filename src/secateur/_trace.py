@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from secateur._frames import Frames, rewrites
+from secateur._lengths import sizes
 from secateur._replay import (
+    DROPOUT,
     Plain,
     Session,
     TracedInt,
@@ -63,6 +66,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
     notes: list[str] = []
     touched: set[str] = set()
     attributes: dict[Attribute, int] = {}
+    recorded: dict[str, list[Frames]] = {"eval": [], "train": []}
     for example, inputs in enumerate(each_input(example_inputs)):
         if not any(t.is_meta for _, _, t in tensors(model)):
             check_runs(model, inputs)
@@ -70,7 +74,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 try:
-                    run, names, found = _record(model, inputs, mode, example)
+                    run, names, found, frames = _record(model, inputs, mode, example)
                 except Exception as error:
                     if mode == "eval":
                         raise TraceError(
@@ -82,6 +86,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
                     notes.append(f"training mode was not recorded: {type(error).__name__}: {str(error)[:200]}")
                     continue
             touched |= names
+            recorded[mode].append(frames)
             if not any(_same(run, other) for other in runs):
                 runs.append(run)
             attributes.update(found)
@@ -97,6 +102,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
         ),
         notes=tuple(dict.fromkeys(notes)),
         structure=fingerprint_structure(model),
+        rewrites=rewrites(recorded),
         examples=tuple(each_input(example_inputs)),
     )
 
@@ -178,12 +184,12 @@ def _parameters(model: nn.Module) -> tuple[Parameter, ...]:
 
 def _record(
     model: nn.Module, inputs: Any, mode: Literal["eval", "train"], example: int
-) -> tuple[Run, set[str], dict[Attribute, int]]:
+) -> tuple[Run, set[str], dict[Attribute, int], Frames]:
     session = Session()
     double, attributes, names = stage(model, session)
     set_mode(double, mode)
     canonical = {name: first for name, first, _ in tensors(model)}
-    recorder = _Recorder(session, names, canonical)
+    recorder = _Recorder(session, names, canonical, dict(attributes))
     for path, module in double.named_modules():
         recorder.follow(path, module)
     inputs = map_tensors(copy.deepcopy(inputs), lambda t: t)
@@ -203,9 +209,13 @@ def _record(
         escapes=tuple(session.escapes),
         inputs=tuple(given),
         outputs=tuple(outputs),
+        lost=tuple(session.lost),
     )
+    for number, path in session.lost:
+        if sizes(session.escapes[number]):
+            recorder.frames.problems.setdefault(path, "Python computes a number from the length of a tensor")
     touched = {v.name for v in recorder.values if v.name is not None}
-    return run, touched, dict(attributes)
+    return run, touched, dict(attributes), recorder.frames
 
 
 @contextlib.contextmanager
@@ -233,26 +243,35 @@ def _without_weights(double: nn.Module, recorder: _Recorder) -> Iterator[Callabl
 class _Recorder(Plain):
     """Writes down values, operations and the calls that shape them."""
 
-    def __init__(self, session: Session, names: Mapping[int, str], canonical: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        names: Mapping[int, str],
+        canonical: Mapping[str, str],
+        attributes: Mapping[Attribute, int],
+    ) -> None:
         super().__init__(session)
         self.names, self.canonical = dict(names), canonical
         self.values: list[Value] = []
         self.nodes: list[Node] = []
         self.calls: list[Call] = []
         self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.modules: list[str] = []
+        self.modules = session.modules
+        self.frames = Frames(lambda t: self.names.get(id(t)), attributes)
 
     def follow(self, path: str, module: nn.Module) -> None:
         """Keep track of the innermost module at work."""
 
-        def enter(*_: Any) -> None:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.modules.append(path)
+            self.frames.enter(path, module, args, kwargs)
 
-        def leave(*_: Any) -> None:
+        def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             self.modules.pop()
+            self.frames.leave(path, args, kwargs, out)
 
-        module.register_forward_pre_hook(enter, prepend=True)
-        module.register_forward_hook(leave, always_call=True)
+        module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
+        module.register_forward_hook(leave, always_call=True, with_kwargs=True)
 
     def name(self, tensor: Tensor, name: str) -> None:
         """This tensor stands for the parameter of that name."""
@@ -281,6 +300,7 @@ class _Recorder(Plain):
         """The shape, each length knowing its tensor and axis."""
         plain_sizes = Plain.sizes(self, tensor)
         value = self.reference(tensor).value
+        self.frames.measured(tensor, value)
         return torch.Size(TracedInt.make(n, Size(value, axis), self.session) for axis, n in enumerate(plain_sizes))
 
     def operation(self, op: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -345,19 +365,28 @@ class _Recorder(Plain):
                 )
             )
 
-    def called(self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Keep the call if its integers matter."""
-        if function not in _SHAPING and not _has_traced((args, kwargs)):
+        name = function.__name__
+        if name == "__get__":
+            self.frames.property(function, args[0], out)
+            return
+        if name in DROPOUT and out is not args[0]:
+            self.known[out] = self.reference(args[0]).value  # nothing was dropped
+        shaping = name in _SHAPING or _has_traced((args, kwargs))
+        step = self.frames.called(function, args, kwargs, out, shaping)
+        if not shaping:
             return
         results = [out] if isinstance(out, Tensor) else (list(out) if isinstance(out, tuple | list) else [])
         self.calls.append(
             Call(
-                function=function,
+                function=name,
                 args=self._written(args),
                 kwargs={k: self._written(v) for k, v in kwargs.items()},
                 outputs=tuple(self.reference(t).value if isinstance(t, Tensor) else None for t in results),
                 module=self.modules[-1] if self.modules else "",
                 source=source_line(),
+                step=step,
             )
         )
 

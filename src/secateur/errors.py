@@ -18,7 +18,8 @@
     ├── IncomparableScores          scores in arbitrary units compared across groups
     ├── CutError                    the cut could not be made
     │   ├── NothingToCut            everything is frozen (the reasons are listed)
-    │   └── CutMismatch             the cut model differs from the masked oracle (`.node`)
+    │   ├── CutMismatch             the cut model differs from the masked oracle (`.node`)
+    │   └── RewrittenForward        a forward that was written again is used in another way than recorded
     ├── StaleArtifact               a noun made for another model, data set or version
     │   └── ReceiptMismatch         a receipt for another model
     ├── FileCorrupt                 a truncated, tampered or unknown file
@@ -47,6 +48,7 @@ __all__ = [
     "NothingToCut",
     "OneShotIterable",
     "ReceiptMismatch",
+    "RewrittenForward",
     "SecateurError",
     "SplitOverlap",
     "StaleArtifact",
@@ -174,6 +176,10 @@ class CutMismatch(CutError):
     def __init__(self, what: str, *, node: str | None = None, error: float | None = None, **details: object) -> None:
         self.node, self.error = node, error
         super().__init__(what, **details)  # type: ignore[arg-type]
+
+
+class RewrittenForward(CutError):
+    """A forward that was written again from its recording meets a mode or an argument that was not recorded."""
 
 
 class StaleArtifact(SecateurError):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -60,6 +60,7 @@ def prune(
     freeze: Sequence[str] = (),
     tie: Sequence[Sequence[str]] = (),
     rules: Mapping[str, Any] | None = None,
+    baked: Literal["freeze", "submodule"] = "freeze",
     round_to: int = 1,
     least: int = 1,
     seed: int = 0,
@@ -85,7 +86,7 @@ def prune(
         scan: measure curves, for the allocator and the report: `never`, `once` (of the dense model), or at `each`
             step anew. Default: `once` if there is no budget, else `never`.
         confidence: of the certificate.  clip: for a task without a score: losses count up to `clip` nats in it.
-        freeze, tie, rules: as in `couple`.  round_to, least: as in `plan`.
+        freeze, tie, rules, baked: as in `couple`.  round_to, least: as in `plan`.
         seed: the same seed gives the same plan, weights and numbers on the same machine.
         out: folder that holds the run as it goes on; new or empty, unless `resume`.
         resume: go on from what `out` holds, or start afresh if it is empty.
@@ -115,7 +116,7 @@ def prune(
         confidence=confidence,
         clip=clip,
         seed=seed,
-        couple={"freeze": freeze, "tie": tie, "rules": rules},
+        couple={"freeze": freeze, "tie": tie, "rules": rules, "baked": baked},
         plan={"round_to": round_to, "least": least},
         folder=None if out is None else Path(out),
         memory={},

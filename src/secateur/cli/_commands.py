@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.markup import escape
@@ -35,7 +35,7 @@ from secateur.cli._members import chained, member
 from secateur.cli._shell import NOT_CERTIFIED, console, guarded, need_out, progress, say_json
 from secateur.cli._verify import candidates, need_certificate
 from secateur.criteria import CRITERIA
-from secateur.errors import InputError, StaleArtifact
+from secateur.errors import InputError, StaleArtifact, UnknownName
 from secateur.exporters import EXPORTERS
 from secateur.integrations import names
 from secateur.recoveries import RECOVERIES, chain
@@ -62,13 +62,14 @@ def trace(
     shape: o.Shape = None,
     data: o.DataName = None,
     freeze: o.Freeze = None,
+    baked: o.Baked = "freeze",
     out: o.Out = None,
     json: o.Json = False,
     config: o.Config = None,
 ) -> None:
     """Show what can be removed, what cannot, and why."""
     named = names.model(model, weights=False)
-    found, groups = _couple(named, _inputs(named, inputs, shape, data), freeze)
+    found, groups = _couple(named, _inputs(named, inputs, shape, data), freeze, baked)
     if out is not None:
         _store.write_json(out / "groups.json", to_json(groups))
     dense = _cost.cost(groups.costs, _cost.full_counts(groups))
@@ -87,6 +88,7 @@ def score(
     inputs: o.Inputs = None,
     shape: o.Shape = None,
     freeze: o.Freeze = None,
+    baked: o.Baked = "freeze",
     random_weights: o.RandomWeights = False,
     out: o.Out = None,
     seed: o.Seed = 0,
@@ -96,7 +98,7 @@ def score(
     """Predict what each unit is worth, from one pass over the search data."""
     named = names.model(model, weights=not random_weights)
     splits = _data(data)
-    _, groups = _couple(named, _inputs(named, inputs, shape, data), freeze)
+    _, groups = _couple(named, _inputs(named, inputs, shape, data), freeze, baked)
     found = _score(named.model, groups, splits, task, criterion, seed, json)
     if out is not None:
         _store.write_json(out / SCORES, to_json(found))
@@ -121,6 +123,7 @@ def scan(
     inputs: o.Inputs = None,
     shape: o.Shape = None,
     freeze: o.Freeze = None,
+    baked: o.Baked = "freeze",
     random_weights: o.RandomWeights = False,
     out: o.Out = None,
     seed: o.Seed = 0,
@@ -132,7 +135,7 @@ def scan(
     folder = need_out(out, "measured points are kept there as they come")
     named = names.model(model, weights=not random_weights)
     splits, chosen = _data(data), _task(task)
-    _, groups = _couple(named, _inputs(named, inputs, shape, data), freeze)
+    _, groups = _couple(named, _inputs(named, inputs, shape, data), freeze, baked)
     scores = _left(folder / SCORES, Scores, groups) or _score(named.model, groups, splits, task, criterion, seed, json)
     _store.write_json(folder / SCORES, to_json(scores))
     with progress(quiet=json) as tell, seeded(derive(seed, "scan"), splits.search):
@@ -176,6 +179,7 @@ def plan(
     inputs: o.Inputs = None,
     shape: o.Shape = None,
     freeze: o.Freeze = None,
+    baked: o.Baked = "freeze",
     random_weights: o.RandomWeights = False,
     out: o.Out = None,
     seed: o.Seed = 0,
@@ -184,7 +188,7 @@ def plan(
 ) -> None:
     """Choose which units to keep for a budget, from the scores (and curves) in --out, or from --data."""
     named = names.model(model, weights=not random_weights)
-    _, groups = _couple(named, _inputs(named, inputs, shape, data), freeze)
+    _, groups = _couple(named, _inputs(named, inputs, shape, data), freeze, baked)
     scores = _left(out / SCORES, Scores, groups) if out else None
     if scores is None:
         scores = _score(named.model, groups, _data(data), task, criterion, seed, json)
@@ -214,6 +218,7 @@ def cut(
     shape: o.Shape = None,
     data: o.DataName = None,
     freeze: o.Freeze = None,
+    baked: o.Baked = "freeze",
     random_weights: o.RandomWeights = False,
     out: o.Out = None,
     json: o.Json = False,
@@ -223,7 +228,7 @@ def cut(
     folder = need_out(out, "it holds plan.json, and takes the smaller model")
     named = names.model(model, weights=not random_weights)
     example = _inputs(named, inputs, shape, data)
-    _, groups = _couple(named, example, freeze)
+    _, groups = _couple(named, example, freeze, baked)
     made = _left(folder / PLAN, Plan, groups)
     if made is None:
         raise InputError("there is no plan", where=str(folder / PLAN), todo="run `secateur plan` with the same --out")
@@ -263,6 +268,7 @@ def prune(
     inputs: o.Inputs = None,
     shape: o.Shape = None,
     freeze: o.Freeze = None,
+    baked: o.Baked = "freeze",
     random_weights: o.RandomWeights = False,
     out: o.Out = None,
     seed: o.Seed = 0,
@@ -291,6 +297,7 @@ def prune(
             confidence=confidence,
             round_to=round_to,
             freeze=tuple(freeze or ()),
+            baked=_baked(baked),
             seed=seed,
             out=folder / "run",
             resume=resume,
@@ -511,8 +518,14 @@ def _budget(macs: float | None, params: float | None, memory: float | None) -> B
     return Budget(macs=macs, params=params, memory=memory)
 
 
-def _couple(named: names.Named, example: Any, freeze: list[str] | None) -> tuple[names.Named, Groups]:
-    return named, couple(trace_verb(named.model, example), freeze=tuple(freeze or ()))
+def _couple(named: names.Named, example: Any, freeze: list[str] | None, baked: str) -> tuple[names.Named, Groups]:
+    return named, couple(trace_verb(named.model, example), freeze=tuple(freeze or ()), baked=_baked(baked))
+
+
+def _baked(name: str) -> Literal["freeze", "submodule"]:
+    if name not in ("freeze", "submodule"):
+        raise UnknownName("--baked is one of two words", expected="freeze or submodule", got=name)
+    return "submodule" if name == "submodule" else "freeze"
 
 
 def _score(model: nn.Module, groups: Groups, data: Data, task: str, criterion: str, seed: int, quiet: bool) -> Scores:

@@ -57,5 +57,8 @@ Macs = Annotated[float | None, typer.Option("--macs", help="fraction of the MACs
 Params = Annotated[float | None, typer.Option("--params", help="fraction of the parameters to keep")]
 Memory = Annotated[float | None, typer.Option("--memory", help="fraction of the bytes to keep")]
 Freeze = Annotated[list[str] | None, typer.Option("--freeze", help="leave this module or parameter alone (repeatable)")]
+Baked = Annotated[
+    str, typer.Option("--baked", help="integers in a forward: freeze what they count, or rewrite that submodule")
+]
 MaxDrop = Annotated[float | None, typer.Option("--max-drop", help="allowed drop of the score: 0.01 is one point")]
 Confidence = Annotated[float, typer.Option("--confidence", help="of the certificate")]

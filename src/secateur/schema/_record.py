@@ -90,7 +90,7 @@ def _build(hint: Any, value: Any, where: str, home: types.ModuleType) -> Any:
     if hint is Any or hint is object:
         return _build_open(value, where, home)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _build_record(hint, value, where, home)
+        return _build_record(hint, value, where)
     if origin in (typing.Union, types.UnionType):
         return _build_union(args, value, where, home)
     if origin is typing.Literal:
@@ -130,10 +130,10 @@ def _build_open(value: Any, where: str, home: types.ModuleType) -> Any:
         return _build(float, body.get("value"), where, home)
     noun: Any = vars(home).get(value["$"])
     _check(isinstance(noun, type) and dataclasses.is_dataclass(noun), value["$"], "a noun of this file", where)
-    return _build_record(noun, body, where, home)
+    return _build_record(noun, body, where)
 
 
-def _build_record(noun: type, value: Any, where: str, home: types.ModuleType) -> Any:
+def _build_record(noun: type, value: Any, where: str) -> Any:
     _check(isinstance(value, dict), value, noun, where)
     hints = _hints(noun)
     names = {f.name for f in dataclasses.fields(noun) if f.metadata.get("json", True)}
@@ -144,6 +144,7 @@ def _build_record(noun: type, value: Any, where: str, home: types.ModuleType) ->
     }
     if not required <= set(value) <= names:
         raise FileCorrupt("fields are missing or unknown", where=where, expected=sorted(names), got=sorted(value))
+    home = sys.modules[noun.__module__]
     return noun(**{k: _build(hints[k], v, f"{where}.{k}", home) for k, v in value.items()})
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from secateur.schema.program import Rewrite
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
@@ -99,6 +101,7 @@ class Call:
         function: name of the torch function (`view`, `split`, `__getitem__`, ...).
         args, kwargs: tensors as `Ref`s, traced integers as `Integer`s, slices as ("slice", start, stop, step).
         outputs: indices of the output values.
+        step: number of the call in the program of its module, -1 where it has none (`Graph.rewrites`).
     """
 
     function: str
@@ -107,6 +110,7 @@ class Call:
     outputs: tuple[int | None, ...]
     module: str = ""
     source: str = ""
+    step: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,7 @@ class Comparison:
     left: Expression
     right: Expression
     source: str = ""
+    module: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +130,7 @@ class Run:
     Attributes:
         example: which of the example inputs.
         escapes: integers that became floats, in order (`head_dim ** -0.5`).
+        lost: (number of an escape, module) of those that Python computed with, unseen by torch.
         inputs, outputs: indices of values.
     """
 
@@ -137,6 +143,7 @@ class Run:
     escapes: tuple[Expression, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    lost: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +173,7 @@ class Graph:
         swaps: modules that need a class which can hold uneven sizes: (module path, key in `ops.SWAPS`).
         unexecuted: parameters that no run touched; whatever they might couple to is frozen.
         notes: what could not be recorded, and why.
+        rewrites: modules in whose forward integers stand, and how it can be written again without them.
         structure: fingerprint of names, shapes and dtypes of the model.
         examples: the example inputs that were recorded, for verification; neither saved nor compared.
     """
@@ -177,4 +185,5 @@ class Graph:
     unexecuted: tuple[str, ...]
     notes: tuple[str, ...]
     structure: str
+    rewrites: tuple[Rewrite, ...] = ()
     examples: Any = field(default=(), compare=False, repr=False, metadata={"json": False})

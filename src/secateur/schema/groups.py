@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from secateur.schema.graph import Attribute
+from secateur.schema.program import Rewrite
 
 Role = Literal["write", "read", "both", "scale"]
 Kind = Literal["channel", "neuron", "head", "head_dim", "hidden", "residual", "embedding", "other"]
@@ -202,6 +203,7 @@ class Groups:
         swaps: modules that need a class which can hold uneven sizes: (module path, key in `ops.SWAPS`).
         outlines: the recorded runs, in the order of `Site.run`.
         structure: fingerprint of the model that was recorded.
+        rewrites: modules whose forward is written again, since integers stand in it that follow a cut.
         examples: the example inputs that were recorded, for verification; neither saved nor compared.
     """
 
@@ -216,4 +218,5 @@ class Groups:
     structure: str
     escapes: tuple[Escape, ...] = ()
     outlines: tuple[Outline, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
     examples: Any = field(default=(), compare=False, repr=False, metadata={"json": False})

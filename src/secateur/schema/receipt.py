@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from secateur.schema.graph import Attribute
+from secateur.schema.program import Rewrite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class Receipt:
         shapes: name -> dense shape, of every parameter and buffer; checked before the receipt is applied.
         changes: integer attributes, dense value and new value.
         swaps: modules whose class was replaced by one that can hold uneven sizes: (path, key in `ops.SWAPS`).
+        rewrites: modules whose forward was written again, with integers that stood in it as attributes.
         structure: fingerprint of the dense model.
         verification: None where the user asked for no check.
         version: of secateur.
@@ -54,3 +56,4 @@ class Receipt:
     structure: str
     verification: Verification | None = None
     version: str = ""
+    rewrites: tuple[Rewrite, ...] = ()
