@@ -99,6 +99,16 @@ def randomise(model: nn.Module, seed: int) -> None:
                 parameter.copy_(uniform(parameter) if tiny_scale else middle + normal(parameter, 0.1))
 
 
+def prepare(entry: Entry, seed: int) -> tuple[nn.Module, Any]:
+    """The model with values that matter, and inputs on which it runs."""
+    torch.manual_seed(seed)
+    model = entry.build().eval()
+    inputs = entry.inputs()
+    randomise(model, seed)
+    run(model, inputs)
+    return model, inputs
+
+
 def ours(entry: Entry, seed: int) -> Trial:
     """Record, couple, choose at random, cut, verify."""
     from secateur._couple import couple
@@ -106,12 +116,8 @@ def ours(entry: Entry, seed: int) -> Trial:
     from secateur._trace import trace
     from secateur.errors import CutMismatch, NothingToCut, SecateurError
 
-    torch.manual_seed(seed)
     try:
-        model = entry.build().eval()
-        inputs = entry.inputs()
-        randomise(model, seed)
-        run(model, inputs)
+        model, inputs = prepare(entry, seed)
     except Exception as error:  # noqa: BLE001  whatever the library raises: the model does not run here
         return Trial(outcome="unbuilt", message=said(error))
     trial = Trial(outcome="error", params=count(model))
@@ -170,7 +176,7 @@ def run(model: nn.Module, inputs: Any) -> Any:
         return model(*copy.deepcopy(inputs)) if isinstance(inputs, tuple) else model(inputs)
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """Type and text of an error."""
     return f"{type(error).__name__}: {error}"[:3000]
 

@@ -41,6 +41,21 @@ class BakedBatch(nn.Module):
         return x.reshape(int(x.shape[0]), -1).sum(1, keepdim=True) + torch.ones(2, 1)
 
 
+class BiasedAttention(nn.Module):
+    """Attention whose mask is made for each example: torch's fused kernel lays the result out in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.bias = nn.Parameter(torch.randn(1, 2, 5, 5))
+
+    def forward(self, x):
+        q, k, v = (layer(x).view(*x.shape[:2], 2, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mask = torch.zeros(len(x), 1, 1, 5) + self.bias
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.o(y.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+
 def pruned(model: nn.Module, inputs: object) -> nn.Module:
     groups = couple(trace(model, inputs))
     plan = Plan(
@@ -81,6 +96,14 @@ def test_keyword_arguments_keep_their_names_in_onnx(tmp_path: Path):
     session = onnxruntime.InferenceSession(tmp_path / "two.onnx", providers=["CPUExecutionProvider"])
     assert {i.name for i in session.get_inputs()} == {"left", "right"}
     assert len(session.get_outputs()) == 2
+
+
+def test_attention_with_a_mask_of_its_own_for_each_example_is_exported(tmp_path: Path):
+    x = torch.randn(2, 5, 8)
+    small = pruned(BiasedAttention().eval(), x).eval()
+    assert small.q.out_features < 8
+    told = export(small, x, tmp_path / "biased.onnx", exporter=onnx())
+    assert told["batches"] == (2, 1, 5)
 
 
 def test_torch_export_gives_a_program_for_every_batch_size(tmp_path: Path):

@@ -70,8 +70,12 @@ def _program(model: nn.Module, sample: Any, settings: Onnx) -> Any:
     shapes: Any = None
     if settings.dynamic_batch:
         shapes = dynamic_axes(kwargs) if kwargs else dynamic_axes(args)
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     try:
-        with quiet():
+        # The fused attention of the CPU lays its result out otherwise than the operations that it is decomposed into;
+        # a reshape recorded after the one cannot be done after the other.
+        with quiet(), sdpa_kernel(SDPBackend.MATH):
             return torch.onnx.export(
                 model,
                 args,
