@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.secateur-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench-cifar bench-scores bench-certificate bench-zoo crash clean
+.PHONY: help install demo test check format bench-cifar bench-scores bench-certificate bench-zoo bench-zoo-after crash clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 20
@@ -57,3 +57,6 @@ clean:  ## remove what was built (not .venv)
 
 bench-zoo: $(STAMP)  ## every model of torchvision, timm, transformers and torch.nn; hours; ARGS="--set nasty --peer"
 	$(BIN)/python benchmarks/zoo.py $(ARGS)
+
+bench-zoo-after: $(STAMP)  ## what models can still do after a cut: load, export, compile, train, generate; ARGS="--set nn"
+	$(BIN)/python benchmarks/zoo_after.py $(ARGS)

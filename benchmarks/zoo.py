@@ -28,20 +28,13 @@ import collections
 import dataclasses
 import datetime
 import fnmatch
-import hashlib
-import importlib
 import importlib.metadata
 import json
-import math
-import multiprocessing
 import resource
-import signal
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +42,17 @@ import torch
 
 import zoo_models
 from zoo_models import Entry
+from zoo_run import ROOT, Key, alone, append, code, read, warm_up
 from zoo_trial import Trial, ours, said
 
-ROOT = Path(__file__).resolve().parent.parent
 OURS, PEER = "secateur", "torch-pruning"
-PATIENCE = 10  # a model that waits instead of computing is given up after so many times its CPU seconds
-Key = tuple[str, str, str, int]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the zoo and prints the tables; returns 1 where a cut was wrong."""
     args = _arguments(arguments)
     torch.set_num_threads(1)
-    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
-    _warm_up(peer=args.peer or args.peer_only)
+    warm_up(peer=args.peer or args.peer_only)
     results = read(args.out)
     tools = (OURS, PEER) if args.peer else (PEER,) if args.peer_only else (OURS,)
     for name in [] if args.show else args.set or zoo_models.SETS:
@@ -90,19 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
     return int(any(r["outcome"] == "mismatch" and r["tool"] == OURS for r in chosen))
 
 
-def _warm_up(*, peer: bool) -> None:
-    """Import everything that Secateur imports, but not Secateur: every model meets the code as it is then."""
-    importlib.import_module("secateur._couple")
-    importlib.import_module("torch._dynamo")  # torch imports it at the first dispatch mode
-    # beside a torch of another build, torchvision's compiled library does not load
-    importlib.import_module("helpers.compiled_ops").ensure_torchvision()
-    importlib.import_module("helpers.detection_ops").enable_detection()
-    if peer:
-        importlib.import_module("torch_pruning")
-    for name in [n for n in sys.modules if n.split(".")[0] == "secateur"]:
-        del sys.modules[name]
-
-
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
@@ -125,29 +102,11 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 # ------------------------------------------------------------------------------------------- one model, one process
 def run_one(key: Key, entry: Entry, *, seconds: float, memory: float) -> dict[str, Any]:
-    """One trial in a forked process: libraries are loaded once, whatever the model does stays there."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, key, entry, seconds, memory))
-    started = time.perf_counter()
-    process.start()
-    sender.close()
-    row: dict[str, Any] = {}
-    try:
-        if receiver.poll(PATIENCE * seconds):
-            row = receiver.recv()
-        else:
-            row = dataclasses.asdict(Trial(outcome="timeout", message="it computes no more"))
-    except EOFError:
-        process.join(10)
-        if process.exitcode == -signal.SIGXCPU:
-            row = dataclasses.asdict(Trial(outcome="timeout", message=f"more than {seconds:.0f} s of CPU time"))
-        else:
-            row = dataclasses.asdict(Trial(outcome="memory", message=f"the process died ({memory:.0f} GiB)"))
-    finally:
-        process.kill() if not row or row["outcome"] == "timeout" else process.join(10)
-        process.join()
+    """One trial in a process of its own."""
     tool, name, model, seed = key
+    started = time.perf_counter()
+    end = alone(lambda: _trial(tool, entry, seed), seconds=seconds, memory=memory)
+    row = end.value if end.how == "done" else dataclasses.asdict(Trial(outcome=end.how, message=end.message))
     head = {
         "tool": tool,
         "set": name,
@@ -159,14 +118,7 @@ def run_one(key: Key, entry: Entry, *, seconds: float, memory: float) -> dict[st
     return head | row
 
 
-def _child(sender: Connection, key: Key, entry: Entry, seconds: float, memory: float) -> None:
-    limit = int(memory * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    used = math.ceil(time.process_time() + seconds)  # CPU time: the limit does not depend on what else the machine does
-    resource.setrlimit(resource.RLIMIT_CPU, (used, used + 5))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    warnings.filterwarnings("ignore")
-    tool, _, _, seed = key
+def _trial(tool: str, entry: Entry, seed: int) -> dict[str, Any]:
     try:
         if tool == OURS:
             trial = ours(entry, seed)
@@ -174,50 +126,12 @@ def _child(sender: Connection, key: Key, entry: Entry, seconds: float, memory: f
             from zoo_peer import peer
 
             trial = peer(entry, seed)
-    except MemoryError as error:
-        trial = Trial(outcome="memory", message=said(error))
     except (ImportError, SyntaxError) as error:
         trial = Trial(outcome="error", message=said(error))
-    row = dataclasses.asdict(trial)
-    row["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    sender.send(row)
-    sender.close()
-    os._exit(0)  # nothing of the model is worth tidying up
+    return dataclasses.asdict(trial) | {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
-def code() -> str:
-    """Short hash of the engine."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "src" / "secateur").rglob("*.py")):
-        if path.name in ENGINE or path.parent.name == "ops":
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]
-
-
-ENGINE = ("_trace.py", "_couple.py", "_lengths.py", "_replay.py", "_surgery.py", "_cut.py", "_counts.py", "_units.py")
-
-
-# ------------------------------------------------------------------------------------------- files and tables
-def read(path: Path) -> dict[Key, dict[str, Any]]:
-    """The last line about each model."""
-    rows: dict[Key, dict[str, Any]] = {}
-    if path.exists():
-        for text in path.read_text().splitlines():
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError:  # a line cut short when a run was stopped
-                continue
-            rows[row["tool"], row["set"], row["model"], row["seed"]] = row
-    return rows
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
+# ------------------------------------------------------------------------------------------- tables
 def line(row: dict[str, Any]) -> str:
     """One result on one line."""
     text = f"{row['set']:12s} {row['model']:36s} {row['tool'][:8]:8s} {row['outcome']:8s} {row['wall']:6.1f} s"
@@ -291,8 +205,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "`removed`: fraction of the parameters that is gone at random ratios of 0 to 0.8 per group. `reach`: what goes",
         "when every group loses 40 %, as near as equations let it; `allowed`: the same if no integer of the forward",
         "asked for anything. `error`: of the cut model against the masked oracle, relative; `distance`: to the dense",
-        "model. CPU seconds: record + couple + plan + cut, without the verification. Torch-Pruning: its outcome, what it",
-        "removed, its seconds.",
+        "model. CPU seconds: record + couple + plan + cut, without the verification. Torch-Pruning: its outcome, what",
+        "it removed, its seconds.",
         "",
         summary(rows),
     ]

@@ -210,7 +210,8 @@ def _said(work: Callable[[], str]) -> tuple[str, str]:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  exporters and compilers raise what they like
-        return LOST, f"{said(error)[:600]} <- {said(root)[:600]}" if (root := _root(error)) is not error else said(error)[:600]
+        root = _root(error)
+        return LOST, said(error)[:600] + (f" <- {said(root)[:600]}" if root is not error else "")
     return (OK if told else NONE), told
 
 
@@ -256,7 +257,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """Per set and check: how many can, of how many could be asked; what the dense models cannot either; what is lost."""
+    """Per set and check: how many can, of how many could be asked; what the dense models cannot either."""
     lines = ["| set | models | cut | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
     for name in (*zoo_models.SETS, "all"):
         mine = [r for r in rows if name in (r["set"], "all")]

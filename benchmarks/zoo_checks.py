@@ -1,7 +1,7 @@
 """What a model must be able to do, before and after a cut: one function per ability.
 
-Each takes (model, dense, inputs), returns what it measured in words, and raises where the ability is missing. `dense` is
-the model before the cut, which says what "the same" means; checking the dense model itself is `check(dense, dense, ...)`.
+Each takes (model, dense, inputs), returns what it measured in words, and raises where the ability is missing. `dense`
+is the model before the cut; checking the dense model itself is `check(dense, dense, inputs)`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Missing(Exception):
     """An ability that the model has not: in words."""
 
 
-def seeded(model: nn.Module, inputs: Any) -> list[Tensor]:
+def seeded(model: Callable[..., Any], inputs: Any) -> list[Tensor]:
     """The output's tensors; a model that draws numbers draws the same ones every time."""
     from secateur._replay import leaves
 
@@ -81,7 +81,7 @@ def compiled(model: nn.Module, dense: nn.Module, inputs: Any) -> str:
 
 
 def trained(model: nn.Module, dense: nn.Module, inputs: Any) -> str:
-    """One step of SGD in training mode: finite loss and gradients, for the parameters for which the dense model has some."""
+    """One step of SGD in training mode: finite loss, finite gradients for the parameters that have some when dense."""
     after, before = _gradients(model, inputs), _gradients(dense, inputs)
     if after.keys() != before.keys():
         other = sorted(after.keys() ^ before.keys())
@@ -104,7 +104,7 @@ def _gradients(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
         return torch.stack([t.abs().square().mean() for t in outputs if t.numel()]).sum()
 
     first = loss()
-    first.backward()  # type: ignore[no-untyped-call]
+    first.backward()
     found = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
     infinite = [n for n, g in found.items() if not bool(g.isfinite().all())]
     if not bool(first.isfinite()) or infinite:
@@ -172,7 +172,9 @@ def returned(folder: Path, fresh: nn.Module) -> str:
 
     # the file is our own, written a moment ago by `leave`
     left = torch.load(folder / "expected.pt", weights_only=False)
-    return same(left["outputs"], seeded(load(folder / "saved", model=fresh).eval(), left["inputs"]), "the loaded model", 0.0)
+    return same(
+        left["outputs"], seeded(load(folder / "saved", model=fresh).eval(), left["inputs"]), "the loaded model", 0.0
+    )
 
 
 CHECKS: tuple[tuple[str, Check], ...] = (

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -168,7 +168,7 @@ class Clock:
         self.started = now
 
 
-def run(model: nn.Module, inputs: Any) -> Any:
+def run(model: Callable[..., Any], inputs: Any) -> Any:
     """The model's output."""
     with torch.no_grad():
         if isinstance(inputs, Mapping):

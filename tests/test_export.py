@@ -47,11 +47,11 @@ class BiasedAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
-        self.bias = nn.Parameter(torch.randn(1, 2, 5, 5))
+        self.bias, self.size = nn.Parameter(torch.randn(1, 2, 5, 5)), 4
 
     def forward(self, x):
-        q, k, v = (layer(x).view(*x.shape[:2], 2, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        mask = torch.zeros(len(x), 1, 1, 5) + self.bias
+        q, k, v = (layer(x).view(*x.shape[:2], -1, self.size).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mask = torch.zeros(x.shape[0], 1, 1, 5) + self.bias
         y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.o(y.transpose(1, 2).reshape(*x.shape[:2], -1))
 

@@ -123,7 +123,7 @@ def test_a_process_ends_at_its_limits_and_takes_its_own_with_it() -> None:
 
 def test_the_table_counts_what_can_be_done_and_names_the_reasons() -> None:
     ok, none = {"outcome": OK, "message": "equal"}, {"outcome": "", "message": ""}
-    checks = {name: ok for name in zoo_after.COLUMNS} | {"generate": none}
+    checks = dict.fromkeys(zoo_after.COLUMNS, ok) | {"generate": none}
     head = {"tool": zoo_after.TOOL, "set": "nasty", "seed": 0, "removed": 0.4, "message": "", "wall": 1.0}
     broken = checks | {"onnx": {"outcome": DENSE, "message": "x", "dense": "LOST: no such\n operator"}}
     rows = [

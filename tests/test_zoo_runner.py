@@ -11,6 +11,7 @@ from torch import nn
 
 import zoo
 import zoo_models
+import zoo_run
 from zoo_models import Entry
 from zoo_trial import Trial, ours, randomise
 
@@ -65,10 +66,10 @@ def _wait() -> None:
 def test_a_later_line_replaces_an_earlier_one_and_a_torn_one_is_skipped(tmp_path: Path) -> None:
     file = tmp_path / "zoo.jsonl"
     for outcome in ("error", "ok"):
-        zoo.append(file, row("A", outcome=outcome))
+        zoo_run.append(file, row("A", outcome=outcome))
     with file.open("a") as f:
         f.write(json.dumps(row("B"))[:40])
-    results = zoo.read(file)
+    results = zoo_run.read(file)
     assert [r["outcome"] for r in results.values()] == ["ok"]
 
 
