@@ -27,6 +27,11 @@ def my_rule(k: sc.ops.Kernel, op: sc.ops.Operation) -> sc.ops.Label:
 groups = sc.couple(graph, rules=sc.ops.RULES | {"mylib::my_op": my_rule})
 ```
 
+`mylib::my_op` is the name that `torch.library` knows. The primitives say what the operation does to indices:
+`pointwise` (they go together), `along` (a vector along one axis), `contract`, `matmul` and `linear` (summed over),
+`move` (the same movement on labels), `only` (axes that stay), `statistic` (the result depends on how many there are),
+`even` and `align` (counts that must be equal, or multiples). A wrong rule is caught when the cut is verified.
+
 | family | rule | operations |
 |---|---|---|
 """

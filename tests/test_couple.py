@@ -276,6 +276,36 @@ def test_a_rule_of_the_user_opens_the_barrier() -> None:
     assert "mixes all entries" in reasons(groups, "b.weight", 0)
 
 
+def test_an_operator_of_the_user_passes_units_by_a_rule_of_the_user_and_the_cut_is_exact() -> None:
+    def gated(x: Tensor, scale: Tensor) -> Tensor:
+        return x * torch.sigmoid(scale * x)
+
+    library = torch.library.Library("secateur_test", "FRAGMENT")
+    library.define("gated(Tensor x, Tensor scale) -> Tensor")
+    library.impl("gated", gated, "CompositeExplicitAutograd")
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.scale = nn.Linear(6, 8), nn.Linear(8, 2), nn.Parameter(torch.rand(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.ops.secateur_test.gated(self.a(x), self.scale))
+
+    def rule(k: Kernel, op: Operation) -> Label:
+        return k.along(op.args[0], [op.args[1]], -1)
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(2, 6)
+    graph = trace(model, x)
+    assert any("no rule for secateur_test.gated" in f.reason for f in couple(graph).frozen)
+    groups = couple(graph, rules=RULES | {"secateur_test::gated": rule})
+    assert {(m.param, m.axis) for m in groups.groups[0].members} >= {("a.weight", 0), ("scale", 0), ("b.weight", 1)}
+    small, receipt = cut(model, groups, random_plan(groups, 0))
+    assert receipt.verification is not None
+    assert small.scale.shape[0] < 8
+
+
 def test_a_rule_that_returns_the_wrong_shape_is_named() -> None:
     rules = {**RULES, "relu": lambda k, op: Label((1, 2, 3))}
     with pytest.raises(CoupleError, match=r"rule for aten\.relu\.default gave a label of the wrong shape"):

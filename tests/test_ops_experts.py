@@ -34,6 +34,7 @@ def test_experts_share_their_inner_and_outer_width() -> None:
     hold(model, torch.randn(8, 5), {("up", 2): 32, ("up", 0): 0, ("i.weight", 0): 16})
 
 
-def test_a_kernel_that_wants_whole_16_bytes_freezes_its_widths() -> None:
+def test_a_kernel_that_wants_whole_16_bytes_keeps_widths_of_whole_16_bytes() -> None:
     model = Experts(lambda x, w, offsets: torch._grouped_mm(x, w, offs=offsets))
-    hold(model, torch.randn(8, 5), {("up", 2): 0, ("down", 1): 0, ("i.weight", 0): 0})
+    groups = hold(model, torch.randn(8, 5), {("up", 2): 32, ("up", 0): 0, ("i.weight", 0): 16}, double=False)
+    assert {(e.modulus, "16 bytes" in e.reason) for e in groups.equations} == {(4, True)}

@@ -160,7 +160,11 @@ def _apply_rule(kernel: Kernel, run: Run, node: Node, env: list[Label | None], r
         return item
 
     operation = Operation(
-        op=node.op, args=label_of(node.args), kwargs={k: label_of(v) for k, v in node.kwargs.items()}, shapes=shapes
+        op=node.op,
+        args=label_of(node.args),
+        kwargs={k: label_of(v) for k, v in node.kwargs.items()},
+        shapes=shapes,
+        dtypes=tuple(None if o is None else run.values[o].dtype for o in node.outputs),
     )
     rule = rules.get(rule_key(node.op)) or (RULES["add"] if is_pointwise(node.op) else None)
     results: Sequence[Label | None]
@@ -442,6 +446,7 @@ def _lines_that_matter(kernel: Kernel, lengths: _Lengths) -> Iterable[np.ndarray
     """Every axis whose length a cost, an equation or an integer of the forward depends on."""
     labelled = [(p.label, axis) for p in kernel.facts.products for axis in range(p.label.rank)]
     labelled += [(part, axis) for parts, axis, _, _ in kernel.facts.even for part in parts]
+    labelled += [(label, axis) for label, axis, *_ in kernel.facts.aligned]
     for label, axis in labelled:
         units = lengths.solved.label_along(label, axis)
         if units is not None:
@@ -740,6 +745,14 @@ def _even_equations(kernel: Kernel, graph: Graph, solved: _Solved) -> list[Equat
             difference = add(lines[0], other, -1)
             if not difference.fixed:
                 made.append(to_equation(difference, reason, _source(graph, site)))
+    for label, axis, multiple, reason, site in kernel.facts.aligned:
+        extent = solved.extent(solved.label_along(label, axis), label.shape[axis])
+        terms = tuple((g, m % multiple) for g, m in extent.terms if m % multiple)
+        if terms:
+            fixed = extent.fixed % multiple
+            made.append(
+                Equation(terms=terms, constant=fixed, modulus=multiple, reason=reason, source=_source(graph, site))
+            )
     return made
 
 

@@ -12,14 +12,18 @@ from helpers.random_plans import random_plan
 from secateur._couple import couple
 from secateur._cut import cut
 from secateur._trace import trace
+from secateur.schema.groups import Groups
 
 
-def hold(model: nn.Module, inputs: Any, prunable: Mapping[tuple[str, int], int], *, double: bool = True) -> None:
+def hold(model: nn.Module, inputs: Any, prunable: Mapping[tuple[str, int], int], *, double: bool = True) -> Groups:
     """Cut at three random uneven ratios and compare with the silenced model.
 
     Args:
         prunable: (parameter, axis) -> how many of its indices can go.
         double: whether the model can compute in double precision.
+
+    Returns:
+        The groups.
     """
     model.eval()
     groups = couple(trace(model, inputs))
@@ -34,3 +38,4 @@ def hold(model: nn.Module, inputs: Any, prunable: Mapping[tuple[str, int], int],
         assert receipt.verification is not None
         if double:
             assert_equal_to_silenced(model, small, groups, plan, inputs)
+    return groups

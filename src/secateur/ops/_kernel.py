@@ -91,6 +91,7 @@ class Facts:
     products: list[Product] = field(default_factory=list)
     even: list[tuple[tuple[Label, ...], int, str, tuple[int, int]]] = field(default_factory=list)
     least: list[tuple[Tensor, int]] = field(default_factory=list)
+    aligned: list[tuple[Label, int, int, str, tuple[int, int]]] = field(default_factory=list)
 
 
 def support(slot: Tensor) -> frozenset[int]:
@@ -191,6 +192,10 @@ class Kernel:
     def even(self, parts: Sequence[Label], axis: int, reason: str) -> None:
         """The forward divides `axis` into parts of one size: their counts must stay equal."""
         self.facts.even.append((tuple(parts), axis % parts[0].rank, reason, self.site))
+
+    def align(self, label: Label, axis: int, multiple: int, reason: str) -> None:
+        """The length of `axis` must stay a multiple of this."""
+        self.facts.aligned.append((label, axis % label.rank, multiple, reason, self.site))
 
     def label(self, shape: Sequence[int], slots: Iterable[Tensor | None]) -> Label:
         """A label with the invariant restored: supports disjoint, no constant slots."""

@@ -17,12 +17,14 @@ class Operation:
 
     Attributes:
         op: qualified name.  args, kwargs: as recorded.  shapes: of the outputs, None where an output is no tensor.
+        dtypes: of the outputs, without the `torch.` prefix.
     """
 
     op: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     shapes: tuple[tuple[int, ...] | None, ...]
+    dtypes: tuple[str | None, ...] = ()
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """Argument number `position`, or keyword `name`, or the default."""
