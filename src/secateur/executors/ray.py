@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import itertools
 import os
 import pickle
 import secrets
@@ -10,8 +13,8 @@ import signal
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,20 +23,21 @@ import torch
 from secateur.errors import InputError, NotInstalled, SecateurError
 
 LOOPBACK = "127.0.0.1"
-STORE_BYTES = 256 * 2**20  # room for everything but the work itself
+STORE_BYTES = 2**30  # of shared memory, taken as it is used
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Ray:
     """Runs the work in `n` processes of Ray with one torch thread each; results come as they are ready.
 
     A Ray that is running (`ray.init()` was called) is used as it is, and left so. Otherwise one is started that
-    listens on this machine alone, behind a random token, without dashboard and usage statistics, and is gone when the
-    work is done. Model, data and task are pickled once and read once by every process, functions without a name
-    included. CPU only.
+    listens on this machine alone, behind a random token, without dashboard and usage statistics. It serves all calls
+    of this executor, since a start takes seconds, and is shut down when nothing refers to the executor any more:
+    with `scan(..., executor=ray(2))`, when the scan returns. Model, data and task are pickled once a call, functions
+    without a name included, and read once by every process. CPU only.
 
     The results are bit for bit those of `serial` with one torch thread on the same machine. The item of a worker that
-    was killed is done again by a fresh one, up to `retries` times each.
+    was killed is done again by another one, up to `retries` times.
     """
 
     n: int
@@ -65,69 +69,69 @@ class Ray:
                 got=error,
                 todo="use executors.processes(n), where nothing has to be pickled",
             ) from error
-        with _running(ray, self.n, len(payload)):
-            yield from _run(ray, payload, left, min(self.n, len(left)), self.retries)
-
-
-class _Worker:
-    """Lives in a process of Ray; holds the work, unpickled with the first item so that its errors are the work's."""
-
-    def __init__(self, payload: bytes, path: list[str]) -> None:
-        torch.set_num_threads(1)
-        sys.path += [p for p in path if p not in sys.path]  # modules are pickled by their names
-        self._payload = payload
-        self._work: Callable[[Any], Any] | None = None
-
-    def do(self, item: Any) -> Any:
-        if self._work is None:
-            self._work = pickle.loads(self._payload)
-        return self._work(item)
+        if ray.is_initialized():
+            _check_size(ray, self.n)
+        else:
+            weakref.finalize(self, *_start(ray, self.n, len(payload)))
+        yield from _run(ray, payload, left, self.n, self.retries)
 
 
 def _run(ray: Any, payload: bytes, items: list[tuple[int, Any]], n: int, retries: int) -> Iterator[tuple[int, Any]]:
-    held, todo = ray.put(payload), iter(items)
-    # Ray itself starts a killed worker again, and gives it the item that it had.
-    make = ray.remote(num_cpus=1, max_restarts=retries, max_task_retries=retries)(_Worker)
-    workers = [make.remote(held, sys.path) for _ in range(n)]
-    busy = {worker.do.remote(item): (worker, index) for worker, (index, item) in zip(workers, todo, strict=False)}
-    try:
-        while busy:
-            (ready,), _ = ray.wait(list(busy), num_returns=1)
-            worker, index = busy.pop(ready)
-            try:
-                result = ray.get(ready)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error  # what went wrong there, as it is; below it, where
-            except ray.exceptions.RayActorError as error:
-                raise SecateurError(
-                    "a worker of Ray was killed again and again",
-                    where=f"item {index} of {len(items)}",
-                    got=f"{retries + 1} attempts",
-                    todo="look for the system's out-of-memory messages; use fewer processes or smaller batches",
-                ) from error
-            if (following := next(todo, None)) is not None:
-                busy[worker.do.remote(following[1])] = worker, following[0]
-            yield index, result
-    finally:
-        for worker in workers:
-            ray.kill(worker)
+    # Plain tasks: Ray gives them to idle processes, which have imported torch before, and repeats those that were
+    # killed. The payload travels inside a list, so that a process that holds it already need not fetch it.
+    do = ray.remote(num_cpus=1, max_retries=retries)(_do)
+    held, digest = [ray.put(payload)], hashlib.sha256(payload).hexdigest()
+    waiting = iter(items)
+    busy = {do.remote(held, digest, sys.path, item): index for index, item in itertools.islice(waiting, n)}
+    while busy:
+        (ready,), _ = ray.wait(list(busy), num_returns=1)
+        index = busy.pop(ready)
+        try:
+            result = ray.get(ready)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # what went wrong, as it is; below it, where
+        except ray.exceptions.WorkerCrashedError as error:
+            raise SecateurError(
+                "worker processes were killed again and again",
+                where=f"item {index} of {len(items)}",
+                got=f"{retries + 1} attempts",
+                todo="look for the system's out-of-memory messages; use fewer processes or smaller batches",
+            ) from error
+        for following, item in itertools.islice(waiting, 1):
+            busy[do.remote(held, digest, sys.path, item)] = following
+        yield index, result
 
 
-@contextmanager
-def _running(ray: Any, n: int, n_bytes: int) -> Iterator[None]:
-    """The Ray that is running, or one of our own that is shut down again and leaves no file behind."""
-    if ray.is_initialized():
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        if cpus < n:
-            raise InputError(
-                "the running Ray has too few CPUs: the work would wait forever",
-                where="ray(n)",
-                expected=f"at most {cpus}",
-                got=n,
-                todo="ask for fewer, or shut it down (ray.shutdown()) to have one started",
-            )
-        yield
-        return
+def _do(held: list[Any], digest: str, path: list[str], item: Any) -> Any:
+    """In a process of Ray: one item."""
+    sys.path += [p for p in path if p not in sys.path]  # modules are pickled by their names
+    return _work(digest, held[0])(item)
+
+
+@functools.lru_cache(maxsize=1)
+def _work(digest: str, held: Any) -> Callable[[Any], Any]:
+    """In a process of Ray: the work function, unpickled once."""
+    import ray
+
+    torch.set_num_threads(1)
+    work: Callable[[Any], Any] = pickle.loads(ray.get(held))
+    return work
+
+
+def _check_size(ray: Any, n: int) -> None:
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if cpus < n:
+        raise InputError(
+            "the running Ray has too few CPUs",
+            where="ray(n)",
+            expected=f"at most {cpus}",
+            got=n,
+            todo="ask for fewer, or shut it down (ray.shutdown()) to have one started",
+        )
+
+
+def _start(ray: Any, n: int, n_bytes: int) -> tuple[Callable[..., None], Any, str, Any]:
+    """Start a Ray of our own; returned is the call that ends it and leaves no file behind."""
     if (address := ray.util.get_node_ip_address()) != LOOPBACK:
         raise InputError(
             "a Ray that is started here would listen beyond this machine",
@@ -136,9 +140,7 @@ def _running(ray: Any, n: int, n_bytes: int) -> Iterator[None]:
             got=address,
             todo="call ray.init() yourself if that is meant, or do not import ray before this executor runs",
         )
-    folder = tempfile.mkdtemp(prefix="secateur-ray-")
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    on_termination = signal.getsignal(signal.SIGTERM)
+    folder, on_termination = tempfile.mkdtemp(prefix="secateur-ray-"), signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             "local",
@@ -146,15 +148,20 @@ def _running(ray: Any, n: int, n_bytes: int) -> Iterator[None]:
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,
-            object_store_memory=STORE_BYTES + n_bytes,
+            object_store_memory=max(STORE_BYTES, 2 * n_bytes),
             _temp_dir=folder,
         )
-        yield
-    finally:
-        ray.shutdown()
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, on_termination)  # Ray puts its own there
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        _stop(ray, folder, on_termination)
+        raise
+    return _stop, ray, folder, on_termination
+
+
+def _stop(ray: Any, folder: str, on_termination: Any) -> None:
+    ray.shutdown()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_termination)  # Ray had put its own there
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _package() -> Any:
