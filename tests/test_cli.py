@@ -16,19 +16,25 @@ from torch import nn
 from typer.testing import CliRunner
 
 from helpers.compiled_ops import ensure_torchvision
+from secateur import _store
 from secateur._couple import couple
+from secateur._score import score
 from secateur._surgery import fingerprint_weights
 from secateur._trace import trace
 from secateur.cli import app
 from secateur.cli._members import chained, member
 from secateur.cli._shell import guarded, panel
+from secateur.criteria import obd
 from secateur.errors import InputError, OneShotIterable, SecateurError, UnknownName
 from secateur.integrations import names
 from secateur.recoveries import RECOVERIES, chain, finetune
 from secateur.schema import from_json
+from secateur.schema.comparison import Comparison
+from secateur.schema.curves import Curves
 from secateur.schema.groups import Groups
 from secateur.schema.plan import Plan
 from secateur.schema.scores import Scores
+from secateur.tasks import classification
 
 PROJECT = """
 import torch
@@ -66,6 +72,14 @@ def net():
 
 def data():
     return {"train": make(1, 400), "search": make(2, 200), "held_out": make(3, 500)}
+
+
+def small():
+    return {"train": make(1, 100), "search": make(2, 100)}
+
+
+def one_batch():
+    return make(2, 50)
 
 
 def two():
@@ -187,6 +201,85 @@ def test_a_toml_file_can_hold_the_options(model, tmp_path: Path):
 def test_an_error_says_what_to_do_and_ends_with_three(model):
     text = call("plan", *model, "--macs", 0.001, code=3)
     assert "BudgetUnreachable" in text
+
+
+def curves_in(folder: Path) -> Curves:
+    return from_json(Curves, _store.read_json(folder / "curves.json"))
+
+
+def test_parts_of_a_scan_from_several_machines_merge_into_the_whole_one(project, tmp_path: Path):
+    words = (f"{project}:net", "--data", f"{project}:small", "--removed", 0.3, "--removed", 0.6, "--folds", 2)
+    call("scan", *words, "--out", tmp_path / "whole")
+    first, second = json.loads((tmp_path / "whole" / "curves.json").read_text())["names"]
+    call("scan", *words, "--only", first, "--out", tmp_path / "a")
+    call("scan", *words, "--only", second, "--executor", "processes(n=2)", "--out", tmp_path / "b")
+    said = call(
+        "scan", "--merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "ab", "--plot", tmp_path / "plots"
+    )
+    assert first in said
+    assert curves_in(tmp_path / "ab") == curves_in(tmp_path / "whole")
+    assert (tmp_path / "plots" / "curves.svg").exists()
+    # the merged store is one that a scan goes on from: nothing is left to measure, and nothing changes
+    call("scan", *words, "--out", tmp_path / "ab", "--resume")
+    assert curves_in(tmp_path / "ab") == curves_in(tmp_path / "whole")
+    lines = [sorted((tmp_path / name / "scan.jsonl").read_bytes().splitlines()) for name in ("ab", "whole")]
+    assert lines[0] == lines[1]
+
+    # a part that was killed has no curves yet; its measurements are kept all the same
+    (tmp_path / "b" / "curves.json").unlink()
+    assert "--resume" in call("scan", "--merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "open")
+    assert not (tmp_path / "open" / "curves.json").exists()
+
+    # what belongs to something else is refused by its name
+    call("scan", *words[:-1], 4, "--only", second, "--out", tmp_path / "other")
+    said = call("scan", "--merge", tmp_path / "a", tmp_path / "other", "--out", tmp_path / "no", code=3)
+    assert "n_folds" in said
+    assert "other" in said.replace("\n", "")
+    assert not (tmp_path / "no").exists() or not (tmp_path / "no" / "curves.json").exists()
+    assert "no scan" in call("scan", "--merge", tmp_path / "a", tmp_path, "--out", tmp_path / "no2", code=3)
+    assert "already holds" in call("scan", "--merge", tmp_path / "a", tmp_path / "a", "--out", tmp_path / "ab", code=3)
+    call("scan", *words[:1], "second:net", "--out", tmp_path / "x", code=2)
+
+
+def test_scores_are_compared_with_leave_one_out_beside_the_usual_four(project, tmp_path: Path):
+    words = ("score", f"{project}:net", "--data", f"{project}:data", "--compare", "--units", 12)
+    said = call(*words, "--criterion", "obd, magnitude(p=1)", "--out", tmp_path)
+    made = from_json(Comparison, _store.read_json(tmp_path / "comparison.json"))
+    assert list(made.predicted) == ["obd", "magnitude_l1", "random", "magnitude_l2", "absolute_taylor"]
+    for name in made.predicted:
+        assert name in said
+    assert "Perfect scores would reach" in said
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("comparison.json", "comparison.html", "against.png", "against.svg", "correlations.png", "correlations.svg")
+    }
+    # scores come from the first and third batch, the measurement from the others
+    named, data = names.model(f"{project}:net"), names.data(f"{project}:data")
+    groups = couple(trace(named.model, torch.zeros(2, 8)))
+    expected = score(named.model, groups, data.search[::2], classification(), criterion=obd())
+    assert made.predicted["obd"] == tuple(expected.values[g][u] for g, u in made.units)
+    assert made.n_examples == sum(len(batch[1]) for batch in data.search[1::2]) == 100
+
+
+def test_criteria_that_cannot_serve_are_named_not_silently_dropped(project):
+    said = call(
+        *(
+            "score",
+            f"{project}:net",
+            "--data",
+            f"{project}:data",
+            "--compare",
+            "--units",
+            4,
+            "--criterion",
+            "bn_scale,obd",
+        )
+    )
+    assert "bn_scale is left out" in said.replace("\n", " ")
+
+
+def test_a_comparison_needs_two_batches(project):
+    words = ("score", f"{project}:net", "--data", f"{project}:one_batch", "--compare", "--json")
+    assert "smaller batches" in call(*words, code=3)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,8 @@ def test_parts_of_other_scans_are_refused() -> None:
     whole = curves_of(points_of(np.zeros(4), np.ones(4)))
     with pytest.raises(StaleArtifact, match="data"):
         _curves.merge([whole, dataclasses.replace(whole, data="other")])
+    with pytest.raises(StaleArtifact, match="there: data"):
+        _curves.merge([whole, dataclasses.replace(whole, data="other")], names=["here", "there"])
     changed = tuple(dataclasses.replace(p, loss=1.0) for p in whole.points)
     with pytest.raises(StaleArtifact, match="measured twice"):
         _curves.merge([whole, dataclasses.replace(whole, points=changed)])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, spearmanr
 
 from helpers import reports
-from secateur import _report
+from secateur import _curves, _report
 from secateur._report._format import percent, points, quantity, seconds, size, wilson
 from secateur.schema import from_json, to_json
 from secateur.schema.report import Report
@@ -173,16 +173,16 @@ def test_a_write_makes_one_file_and_returns_its_path(tmp_path: Path):
 def test_rank_correlation_is_that_of_scipy():
     content = reports.full()
     assert content.curves is not None
-    lines = _report.measured(content.curves, content.scores)
+    lines = _curves.measured(content.curves, content.scores)
     pairs = [(p.predicted, p.reading.loss) for line in lines for p in line]
-    assert math.isclose(_report.rank_correlation(lines), spearmanr(*zip(*pairs, strict=True)).statistic, rel_tol=1e-12)
+    assert math.isclose(_curves.rank_correlation(lines), spearmanr(*zip(*pairs, strict=True)).statistic, rel_tol=1e-12)
 
 
 def test_the_prediction_of_a_point_is_the_sum_of_the_scores_that_went():
     content = reports.full()
     assert content.curves is not None
     assert content.scores is not None
-    lines = _report.measured(content.curves, content.scores)
+    lines = _curves.measured(content.curves, content.scores)
     assert math.isclose(lines[2][4].predicted, sum(sorted(content.scores.values[2])[:16]), rel_tol=1e-12)
 
 

@@ -23,7 +23,7 @@ from secateur._couple import couple
 from secateur._cut import cut
 from secateur._scan import scan
 from secateur._trace import trace
-from secateur.errors import CutError, FileCorrupt, InputError, NonFinite, NothingToCut, StaleArtifact
+from secateur.errors import CutError, FileCorrupt, InputError, NonFinite, NothingToCut, StaleArtifact, UnknownName
 from secateur.executors import processes, serial
 from secateur.recoveries import recalibrate
 from secateur.schema.graph import Attribute
@@ -283,6 +283,14 @@ def test_the_data_are_read_once_for_all_points(in_chunks) -> None:
     assert scan(model, groups, scores, stream, task) == scan(*in_chunks)
     # Two for the hashes, one dense, one for the check of the cuts, one for the points.
     assert stream.passes == 5
+
+
+def test_groups_scanned_apart_merge_into_the_scan_of_all(parts) -> None:
+    first, second = (scan(*parts, removed=(0.25, 0.5), only=[name]) for name in ("layer0", "layer1"))
+    assert {p.group for p in first.points} == {0}
+    assert _curves.merge([second, first]) == scan(*parts, removed=(0.25, 0.5))
+    with pytest.raises(UnknownName, match="layer7"):
+        scan(*parts, only=["layer0", "layer7"])
 
 
 # Stores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from secateur import _store
-from secateur.errors import FileCorrupt
+from secateur.errors import FileCorrupt, StaleArtifact
 
 
 def test_json_reads_back_equal_and_is_plain_json(tmp_path: Path) -> None:
@@ -31,6 +32,30 @@ def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         _store.write_json(tmp_path / "x.json", {"a": float("nan")})
     assert not (tmp_path / "x.json").exists()
+
+
+def test_logs_with_the_same_first_line_merge_into_one_that_holds_every_line_once(tmp_path: Path) -> None:
+    a, b, to = (tmp_path / name for name in ("a", "b", "to"))
+    lines = [{"point": i, "sums": [i / 7]} for i in range(4)]
+    for path, mine in ((a, lines[:3]), (b, lines[1:])):
+        for line in ({"scan": 1, "data": "x"}, *mine):
+            _store.append_line(path, line)
+    assert _store.merge_lines([a, b], to, value="sums") == 4
+    assert _store.read_lines(to) == [{"scan": 1, "data": "x"}, *lines]
+
+
+def test_logs_that_contradict_each_other_are_refused_by_name(tmp_path: Path) -> None:
+    a, b, c = (tmp_path / name for name in "abc")
+    for path, data, value in ((a, "x", 1), (b, "y", 1), (c, "x", 2)):
+        _store.append_line(path, {"data": data})
+        _store.append_line(path, {"point": 0, "sums": value})
+    with pytest.raises(StaleArtifact, match=re.escape(f"{b}: data")):
+        _store.merge_lines([a, b], tmp_path / "to", value="sums")
+    with pytest.raises(StaleArtifact, match=re.escape(f"{c}:2")):
+        _store.merge_lines([a, c], tmp_path / "to", value="sums")
+    with pytest.raises(FileCorrupt, match="nothing"):
+        _store.merge_lines([a, tmp_path / "nothing"], tmp_path / "to", value="sums")
+    assert not (tmp_path / "to").exists()
 
 
 def test_every_truncation_of_json_is_refused(tmp_path: Path) -> None:

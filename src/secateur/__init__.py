@@ -9,7 +9,8 @@ plan            Groups, Scores, Budget -> Plan: which units stay
 cut             model, Groups, Plan -> smaller model, Receipt: what was taken where
 recover         smaller model, data, task -> better model
 certify         model, candidates, held-out data, task -> Certificate: the claim and its bound
-report          Result -> one HTML file
+compare         Scores of several criteria -> Comparison: held against units taken away one at a time
+report          Result -> one HTML file; plot_curves, plot_comparison: PNG, SVG and a page
 save, load      smaller model, Receipt -> a folder without pickle, and back
 export          model, example inputs -> ONNX or torch.export
 
@@ -35,6 +36,7 @@ from secateur._certify import certify as certify
 from secateur._certify import explain as explain
 from secateur._certify import verify_certificate as verify_certificate
 from secateur._couple import couple as couple
+from secateur._curves import merge as merge_curves
 from secateur._cut import cut as cut
 from secateur._evaluate import Evaluation as Evaluation
 from secateur._evaluate import evaluate as evaluate
@@ -45,8 +47,11 @@ from secateur._latency import measure as measure
 from secateur._optimizer import carry_optimizer as carry_optimizer
 from secateur._plan import plan as plan
 from secateur._recover import recover as recover
+from secateur._report import plot_comparison as plot_comparison
+from secateur._report import plot_curves as plot_curves
 from secateur._report import report as report
 from secateur._scan import scan as scan
+from secateur._score import compare as compare
 from secateur._score import score as score
 from secateur._surgery import package_version as _package_version
 from secateur._trace import trace as trace
@@ -57,6 +62,7 @@ from secateur.schema import from_json as from_json
 from secateur.schema import to_json as to_json
 from secateur.schema.budget import Budget as Budget
 from secateur.schema.certificate import Certificate as Certificate
+from secateur.schema.comparison import Comparison as Comparison
 from secateur.schema.costs import Costs as Costs
 from secateur.schema.costs import Latency as Latency
 from secateur.schema.curves import Curves as Curves
@@ -79,6 +85,7 @@ __all__ = [
     "Budget",
     "Candidate",
     "Certificate",
+    "Comparison",
     "Costs",
     "Curves",
     "Data",
@@ -101,6 +108,7 @@ __all__ = [
     "carry_optimizer",
     "certifiers",
     "certify",
+    "compare",
     "couple",
     "criteria",
     "cross_validate",
@@ -114,9 +122,12 @@ __all__ = [
     "from_json",
     "load",
     "measure",
+    "merge_curves",
     "metrics",
     "ops",
     "plan",
+    "plot_comparison",
+    "plot_curves",
     "prune",
     "recover",
     "recoveries",

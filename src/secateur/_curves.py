@@ -5,6 +5,7 @@ Index conventions: g group, j measured point, in order of the units removed.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import InputError, StaleArtifact
 from secateur.schema.curves import Curves, Point
+from secateur.schema.scores import Scores
 
 CONFIDENCE = 1.959963984540054  # two-sided 95 % of the normal distribution
 
@@ -172,8 +174,11 @@ def increments(
     return tuple(made.tolist())
 
 
-def merge(parts: Iterable[Curves]) -> Curves:
+def merge(parts: Iterable[Curves], *, names: Sequence[str] = ()) -> Curves:
     """Partial curves of the same scan, made at different times or places, as one. Sums are stored: merging is exact.
+
+    Args:
+        names: of the parts, for messages: files, machines.
 
     Raises:
         InputError: nothing to merge.  StaleArtifact: of another model, data set, criterion or number of folds.
@@ -183,13 +188,15 @@ def merge(parts: Iterable[Curves]) -> Curves:
         raise InputError("no curves to merge")
     first = parts[0]
     points: dict[tuple[int, float, int, bool], Point] = {}
-    for part in parts:
+    for part, name in itertools.zip_longest(parts, names[: len(parts)], fillvalue=""):
+        assert isinstance(part, Curves)
+        source = f"{name}: " if name else ""
         for what in ("names", "n_units", "n_folds", "criterion", "structure", "weights", "data"):
             mine, theirs = _field(first, what), _field(part, what)
             if mine != theirs:
                 raise StaleArtifact(
                     "curves of different scans cannot be merged",
-                    where=what,
+                    where=f"{source}{what}",
                     expected=mine,
                     got=theirs,
                     todo="merge parts that were scanned with the same model, data and settings",
@@ -199,7 +206,7 @@ def merge(parts: Iterable[Curves]) -> Curves:
             if points.setdefault(key, point) != point:
                 raise StaleArtifact(
                     "the same point was measured twice, differently",
-                    where=f"{first.names[point.group]}, removed {point.removed}, fold {point.fold}",
+                    where=f"{source}{first.names[point.group]}, removed {point.removed}, fold {point.fold}",
                     expected=points[key],
                     got=point,
                     todo="leave one of the two parts out",
@@ -232,3 +239,50 @@ def _field(curves: Curves, what: str) -> object:
 def order(point: Point) -> tuple[int, float, int, bool]:
     """The place of a point in `Curves.points`."""
     return point.group, point.removed, point.fold, point.recovered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One point of a curve, with all there is to compare it with.
+
+    Attributes:
+        reading: what was measured right after the cut, all folds together.
+        predicted: increase of the loss that the scores predict, nats; None where they have no unit.
+        recovered: the same point after the cheap recovery; None where there was none.
+    """
+
+    reading: Reading
+    predicted: float | None
+    recovered: Reading | None
+
+
+def measured(curves: Curves, scores: Scores | None) -> tuple[tuple[Measured, ...], ...]:
+    """[g][j]: every measured point beside its prediction, and before and after the recovery."""
+    after = {(r.group, r.n_removed): r for line in read(curves, recovered=True) for r in line}
+    return tuple(
+        tuple(
+            Measured(reading=r, predicted=_predicted(r, scores), recovered=after.get((r.group, r.n_removed)))
+            for r in line
+        )
+        for line in read(curves, recovered=False)
+    )
+
+
+def _predicted(reading: Reading, scores: Scores | None) -> float | None:
+    if scores is None or scores.unit != "nats":
+        return None
+    removed = ((reading.group, reading.n_removed), *reading.also)
+    return math.fsum(math.fsum(sorted(scores.values[g])[:k]) for g, k in removed)
+
+
+def rank_correlation(lines: Sequence[Sequence[Measured]]) -> float | None:
+    """Spearman's correlation of predicted and measured loss over all points; None for fewer than three."""
+    from scipy.stats import rankdata
+
+    pairs = [(p.predicted, p.reading.loss) for line in lines for p in line if p.predicted is not None]
+    if len(pairs) < 3:
+        return None
+    a, b = rankdata([x for x, _ in pairs]), rankdata([y for _, y in pairs])
+    a, b = a - a.mean(), b - b.mean()
+    scale = math.sqrt(float((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / scale if scale else None

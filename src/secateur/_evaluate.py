@@ -513,6 +513,17 @@ def example_hashes(batches: Batches) -> list[str]:
     return hashes
 
 
+def check_data(batches: Batches, hashes: Sequence[str]) -> None:
+    """Refuses data that are not the same, in the same order, at the next pass; `hashes` are those of the first."""
+    if example_hashes(batches) != hashes:
+        raise InputError(
+            "the search data are not the same from one pass to the next",
+            where="batches",
+            expected="the same examples in the same order: the pruned model is compared with the dense one by position",
+            todo="turn shuffling and random augmentation off for the search data",
+        )
+
+
 def combine_hashes(hashes: Sequence[str], *, ordered: bool = False) -> str:
     """One hash of many: of their order too if `ordered`; else their sum modulo 2^256, so that parts can be added."""
     if ordered:

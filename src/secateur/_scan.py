@@ -22,7 +22,16 @@ from torch import Tensor, nn
 
 from secateur import _counts, _curves, _evaluate, _store, _surgery
 from secateur._evaluate import Evaluation, Progress
-from secateur.errors import CutError, FileCorrupt, InputError, NonFinite, NothingToCut, SecateurError, StaleArtifact
+from secateur.errors import (
+    CutError,
+    FileCorrupt,
+    InputError,
+    NonFinite,
+    NothingToCut,
+    SecateurError,
+    StaleArtifact,
+    UnknownName,
+)
 from secateur.schema.curves import Curves, Point
 from secateur.schema.groups import Groups
 from secateur.schema.members import Executor, Recovery
@@ -91,6 +100,7 @@ def scan(
     task: Task,
     *,
     removed: Sequence[float] = REMOVED,
+    only: Sequence[str] = (),
     n_folds: int = 5,
     store: str | Path | None = None,
     resume: bool = False,
@@ -109,6 +119,7 @@ def scan(
         batches: the search data, in a fixed order: examples are paired by position, and an example's fold is its
             position modulo `n_folds`. Not more than one chunk of them is held in memory.
         removed: fractions of the units of a group, in (0, 1). At least one unit goes, at least one stays.
+        only: names of the groups to scan, where others are scanned elsewhere (`merge_curves`); none = all.
         n_folds: folds whose sums are kept apart, for cross-validation.
         store: file to which every measurement of a point on a chunk is appended as it comes (JSON lines with
             checksums); a scan that was killed goes on from there.
@@ -126,9 +137,9 @@ def scan(
         NonFinite: a cut model whose loss is no number.  FileCorrupt: a store that was changed.
     """
     order = _counts.removal_order(groups, scores)
-    plan = targets(groups, removed)
+    plan = targets(groups, removed, only)
     hashes = _evaluate.example_hashes(batches)
-    check_data(batches, hashes)
+    _evaluate.check_data(batches, hashes)
     weights = _surgery.fingerprint_weights(model)
     base, chunks = _dense(model, batches, task)
     if not 1 <= n_folds <= base.n:
@@ -194,22 +205,27 @@ def scan(
     )
 
 
-def targets(groups: Groups, removed: Sequence[float]) -> dict[int, dict[float, Counts]]:
+def targets(groups: Groups, removed: Sequence[float], only: Sequence[str] = ()) -> dict[int, dict[float, Counts]]:
     """Kept counts of all groups by group and requested fraction: the nearest that satisfy the count equations.
 
-    Groups of which nothing can go are left out.
+    Groups of which nothing can go are left out, and all but `only` where that names some.
 
     Raises:
         NothingToCut: no group at all.  InputError: a fraction outside (0, 1).
+        UnknownName: `only` names no group.
     """
     if not groups.groups:
         raise NothingToCut("nothing in this model can be removed", todo="`secateur trace` lists what is frozen and why")
     for fraction in removed:
         if not 0.0 < fraction < 1.0:
             raise InputError("a removed fraction must lie between 0 and 1", where="removed", got=fraction)
+    names = [group.name for group in groups.groups]
+    for name in only:
+        if name not in names:
+            raise UnknownName("no group of that name", where="only", expected=", ".join(names), got=name)
     constraints = _counts.system_of(groups)
     found: dict[int, dict[float, Counts]] = {}
-    for group in groups.groups:
+    for group in (g for g in groups.groups if not only or g.name in only):
         for fraction in sorted(set(removed)):
             n_removed = min(max(1, int(fraction * group.n_units + 0.5)), group.n_units - 1)
             counts = _counts.with_count(constraints, group.index, group.n_units - n_removed)
@@ -380,16 +396,6 @@ def _points(groups: Groups, group: int, fraction: float, target: Target, sums: S
 
 
 # Checks and the store
-
-
-def check_data(batches: Batches, hashes: Sequence[str]) -> None:
-    if _evaluate.example_hashes(batches) != hashes:
-        raise InputError(
-            "the search data are not the same from one pass to the next",
-            where="batches",
-            expected="the same examples in the same order: the pruned model is compared with the dense one by position",
-            todo="turn shuffling and random augmentation off for the search data",
-        )
 
 
 def _check_cuts(setup: Setup, missing: Sequence[Counts]) -> None:

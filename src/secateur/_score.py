@@ -15,7 +15,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from secateur._evaluate import Progress, evaluate, fingerprint_data
+from secateur._evaluate import Progress, check_data, combine_hashes, evaluate, example_hashes
 from secateur._stats import FREE, Statistics, check_weights, collect, of_group
 from secateur._surgery import apply, fingerprint_structure, receipt_for
 from secateur.errors import CutError, InputError, MissingStatistic, NonFinite, NothingToCut, StaleArtifact
@@ -152,7 +152,7 @@ def compare(
         seed: of the sample.
 
     Raises:
-        InputError: no scores, two of one name, or scores of other groups.
+        InputError: no scores, two of one name, or scores of other groups; examples that change order.
         NothingToCut: no single unit can be taken from any group.
     """
     _check_structure(model, groups)
@@ -160,6 +160,8 @@ def compare(
     sizes = [g.n_units for g in groups.groups]
     if not scores or len(set(names)) != len(names) or any([len(v) for v in s.values] != sizes for s in scores):
         raise InputError("compare needs scores of these groups, each criterion once", got=names)
+    hashes = example_hashes(batches)
+    check_data(batches, hashes)  # the pruned model is compared with the dense one example by example
     chosen, skipped = _sample(model, groups, n_units, seed)
     spare = copy.deepcopy(model)
     dense = evaluate(model, batches, task)
@@ -200,7 +202,7 @@ def compare(
         skipped=tuple(skipped),
         n_examples=dense.n,
         structure=groups.structure,
-        data=fingerprint_data(batches),
+        data=combine_hashes(hashes),
     )
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateur.errors import FileCorrupt
+from secateur.errors import FileCorrupt, StaleArtifact
 
 CHECKSUM = "sha256"
 
@@ -103,6 +103,51 @@ def read_lines(path: str | Path) -> list[Any]:
             )
         contents.append(record["content"])
     return contents
+
+
+def merge_lines(parts: Sequence[str | Path], to: str | Path, *, value: str) -> int:
+    """Logs that begin with the same line, as one: their other lines in order, the same ones once.
+
+    Args:
+        value: key of what a line holds; its other keys say what the line is about.
+
+    Returns:
+        Lines written, the first not counted.
+
+    Raises:
+        StaleArtifact: a log with another first line, or two lines about the same that hold something else; named.
+        FileCorrupt: a log without a first line, or one that was changed.
+    """
+    lines: dict[str, tuple[Any, str]] = {}
+    header, first = None, ""
+    for path in parts:
+        found = read_lines(path)
+        if not found or not all(isinstance(line, dict) for line in found):
+            raise FileCorrupt("this is not a log that can be merged", where=str(path), todo="leave it out")
+        begin, *rest = found
+        header, first = (begin, str(path)) if header is None else (header, first)
+        for key in header.keys() | begin.keys():
+            if header.get(key) != begin.get(key):
+                raise StaleArtifact(
+                    "parts of different scans cannot be merged",
+                    where=f"{path}: {key}",
+                    expected=f"{header.get(key)} ({first})",
+                    got=begin.get(key),
+                    todo="leave this part out; it belongs to another model, data set or setting",
+                )
+        for number, line in enumerate(rest, start=2):
+            about = _digest({k: v for k, v in line.items() if k != value})
+            held, where = lines.setdefault(about, (line, f"{path}:{number}"))
+            if held != line:
+                raise StaleArtifact(
+                    "the same was measured twice, differently",
+                    where=f"{path}:{number}",
+                    expected=f"what stands in {where}",
+                    todo="leave one of the two parts out; machines of another kind may round differently",
+                )
+    for content in (header, *(line for line, _ in lines.values())):
+        append_line(to, content)
+    return len(lines)
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from secateur import _evaluate, _surgery
 from secateur._evaluate import Evaluation, Progress
 from secateur._plan import plan
-from secateur._scan import check_data
 from secateur.errors import BudgetUnreachable, InputError, NonFinite
 from secateur.metrics import mean
 from secateur.schema.budget import Budget
@@ -103,7 +102,7 @@ def cross_validate(
     judge = metric or mean()
     kept = sorted(set(grid), reverse=True)
     _check(kept, max_drop, folds)
-    check_data(batches, _evaluate.example_hashes(batches))
+    _evaluate.check_data(batches, _evaluate.example_hashes(batches))
     base = _evaluate.evaluate(model, batches, task)
     fold = _folds(base, folds)
     tried: list[tuple[float, float]] = []

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from importlib import resources
 from pathlib import Path
 
 import torch
 
 from secateur import _store, _surgery
-from secateur._report._curves import Measured as Measured
-from secateur._report._curves import measured as measured
-from secateur._report._curves import rank_correlation as rank_correlation
+from secateur._report._files import OVERALL as OVERALL
+from secateur._report._files import ceiling_in_words as ceiling_in_words
+from secateur._report._files import cost_in_words as cost_in_words
+from secateur._report._files import fill
+from secateur._report._files import overall as overall
+from secateur._report._files import plot_comparison as plot_comparison
+from secateur._report._files import plot_curves as plot_curves
+from secateur._report._files import within as within
 from secateur._report._page import frozen_rows as frozen_rows
 from secateur._report._page import page, verdict_lines
 from secateur.schema.groups import Groups
@@ -76,11 +80,7 @@ def render(content: Report) -> str:
     Raises:
         NotInstalled: matplotlib is missing.
     """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    text = resources.files("secateur._report").joinpath("template.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(text).render(page(content))
+    return fill("template.html.jinja", page(content))
 
 
 def verdict(content: Report) -> list[str]:

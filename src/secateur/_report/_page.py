@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from secateur._curves import measured, rank_correlation
 from secateur._report import _plots
 from secateur._report._certificate import headline, section
 from secateur._report._certificate import lines as certificate_lines
-from secateur._report._curves import measured, rank_correlation
+from secateur._report._files import heat
 from secateur._report._format import number, percent, points, quantity, seconds, size, wilson
 from secateur.schema.certificate import Tested
 from secateur.schema.costs import Latency
@@ -184,7 +185,7 @@ def _path(report: Report) -> dict[str, Any]:
         )
     plot = ""
     if has_score and len(candidates) > 1:
-        plot = _plots.path(
+        picture = _plots.path(
             [_kept(c.costs.macs, dense.costs.macs) for c in candidates],
             [c.search_correct or 0.0 for c in candidates],
             [wilson(c.search_correct or 0.0, report.n_search) for c in candidates],
@@ -193,6 +194,7 @@ def _path(report: Report) -> dict[str, Any]:
             report.state.max_drop,
             "score on the search data, %",
         )
+        plot = _plots.uri(picture)
     ended = f" The run ended: {report.state.reason}." if report.state.reason else ""
     return {
         "lead": f"Every step scores the units, removes the least important ones and retrains. Measured on "
@@ -268,9 +270,17 @@ def _widths(report: Report) -> dict[str, Any]:
 def _sensitivity(report: Report) -> dict[str, Any]:
     names = [w.name for w in report.widths]
     scores, curves = report.scores, report.curves
-    found: dict[str, Any] = {"lead": "", "curves": "", "scores": "", "agreement": "", "unit": "", "correlation": ""}
+    found: dict[str, Any] = {
+        "lead": "",
+        "curves": "",
+        "heat": "",
+        "scores": "",
+        "agreement": "",
+        "unit": "",
+        "correlation": "",
+    }
     if scores is not None and 0 < len(names) <= MOST_GROUPS_IN_PLOT:
-        found["scores"] = _plots.scores(names, scores.values)
+        found["scores"] = _plots.uri(_plots.scores(names, scores.values))
         unit = (
             "nats: predicted increase of the mean loss if the unit goes" if scores.unit == "nats" else "arbitrary units"
         )
@@ -280,16 +290,17 @@ def _sensitivity(report: Report) -> dict[str, Any]:
         )
     if curves is not None and curves.points:
         lines = measured(curves, scores)
-        found["curves"] = _plots.sensitivity(curves.names, lines)
+        found["curves"] = _plots.uri(_plots.sensitivity(curves.names, lines))
+        found["heat"] = _plots.uri(heat(curves))
         found["lead"] = (
             "Each group alone, the units with the lowest scores removed first, nothing retrained; "
             f"{curves.n_folds} folds together, bars are 95 % intervals of the paired difference."
         )
         if any(p.recovered is not None for line in lines for p in line):
-            found["lead"] += " Squares: after batch norm was recalibrated, which every step does anyway."
+            found["lead"] += " Squares: the same cuts after the cheap recovery (batch norm recalibrated)."
         correlation = rank_correlation(lines)
         if correlation is not None:
-            found["agreement"] = _plots.agreement(lines)
+            found["agreement"] = _plots.uri(_plots.agreement(lines))
             found["correlation"] = (
                 f"Rank correlation (Spearman) of predicted and measured loss, all points: {number(correlation, 2)}. "
                 "On the dashed line the prediction is exact."

@@ -26,16 +26,20 @@ from secateur._cut import cut as cut_verb
 from secateur._evaluate import batch_size, map_leaves
 from secateur._plan import plan as plan_verb
 from secateur._recover import derive, seeded
+from secateur._scan import REMOVED
 from secateur._scan import scan as scan_verb
 from secateur._score import score as score_verb
 from secateur._trace import trace as trace_verb
 from secateur.allocators import ALLOCATORS
+from secateur.cli import _compare, _merge
 from secateur.cli import _options as o
-from secateur.cli._members import chained, member
+from secateur.cli._files import COMPARISON, CURVES, PLAN, REPORT, SCORES, STORE
+from secateur.cli._members import chained, listed, member
 from secateur.cli._shell import NOT_CERTIFIED, console, guarded, need_out, progress, say_json
 from secateur.cli._verify import candidates, need_certificate
 from secateur.criteria import CRITERIA
 from secateur.errors import InputError, StaleArtifact, UnknownName
+from secateur.executors import EXECUTORS
 from secateur.exporters import EXPORTERS
 from secateur.integrations import names
 from secateur.recoveries import RECOVERIES, chain
@@ -52,7 +56,6 @@ from secateur.schema.task import Data, Task
 from secateur.tasks import TASKS
 
 Noun = TypeVar("Noun")
-SCORES, CURVES, PLAN, REPORT = "scores.json", "curves.json", "plan.json", "report.json"
 
 
 @guarded
@@ -84,7 +87,11 @@ def score(
     model: o.Model,
     data: o.DataName = None,
     task: o.TaskName = "classification",
-    criterion: o.CriterionName = "obd",
+    criterion: o.CriterionNames = "obd",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="hold the criteria against units taken away one at a time")
+    ] = False,
+    units: Annotated[int, typer.Option("--units", help="with --compare: how many units, spread over the groups")] = 64,
     inputs: o.Inputs = None,
     shape: o.Shape = None,
     freeze: o.Freeze = None,
@@ -95,10 +102,25 @@ def score(
     json: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """Predict what each unit is worth, from one pass over the search data."""
+    """Predict what each unit is worth, from one pass over the search data; --compare: how well is it predicted?"""
     named = names.model(model, weights=not random_weights)
     splits = _data(data)
     _, groups = _couple(named, _inputs(named, inputs, shape, data), freeze, baked)
+    if compare:
+        chosen = listed(criterion, CRITERIA, what="criterion")
+        with progress(quiet=json) as tell, seeded(derive(seed, "score"), splits.search):
+            compared, missing = _compare.compared(
+                named.model, groups, splits.search, _task(task), chosen, n_units=units, seed=seed, progress=tell
+            )
+        files: tuple[Path, ...] = ()
+        if out is not None:
+            _store.write_json(out / COMPARISON, to_json(compared))
+            files = _report.plot_comparison(compared, out)
+        if json:
+            say_json(to_json(compared))
+        else:
+            _compare.show(compared, missing, files)
+        return
     found = _score(named.model, groups, splits, task, criterion, seed, json)
     if out is not None:
         _store.write_json(out / SCORES, to_json(found))
@@ -115,11 +137,25 @@ def score(
 
 @guarded
 def scan(
-    model: o.Model,
+    model: Annotated[list[str], typer.Argument(metavar="MODEL", help=f"{o.MODEL_HELP}; with --merge: folders")],
     data: o.DataName = None,
     task: o.TaskName = "classification",
     criterion: o.CriterionName = "obd",
     folds: Annotated[int, typer.Option("--folds", help="folds of the search data")] = 5,
+    removed: Annotated[
+        list[float] | None, typer.Option("--removed", help="fraction to remove (repeatable); default: 0.1 to 0.9")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="scan this group alone (repeatable); others elsewhere")
+    ] = None,
+    recovery: Annotated[
+        str | None, typer.Option("--recovery", help="measure each cut before and after it: recalibrate")
+    ] = None,
+    executor: o.ExecutorName = "serial",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="no scan: merge parts of one that other machines have left in folders")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="folder for the curves as PNG, SVG and HTML")] = None,
     inputs: o.Inputs = None,
     shape: o.Shape = None,
     freeze: o.Freeze = None,
@@ -133,7 +169,20 @@ def scan(
 ) -> None:
     """Measure the loss while each group is thinned out; results are kept as they come."""
     folder = need_out(out, "measured points are kept there as they come")
-    named = names.model(model, weights=not random_weights)
+    if merge:
+        curves, n_lines = _merge.merge([Path(part) for part in model], folder)
+        if curves is None:
+            console().print(
+                f"{n_lines} measurements are in {escape(str(folder / STORE))}; a part is unfinished: "
+                f"`secateur scan MODEL --out {escape(str(folder))} --resume` goes on with all of them."
+            )
+            return
+        held = _store.read_json(folder / SCORES) if (folder / SCORES).exists() else None
+        _keep_curves(curves, held and from_json(Scores, held), folder, plot, json)
+        return
+    if len(model) != 1:
+        raise typer.BadParameter(f"one MODEL is scanned; with --merge folders are merged: {' '.join(model)}")
+    named = names.model(model[0], weights=not random_weights)
     splits, chosen = _data(data), _task(task)
     _, groups = _couple(named, _inputs(named, inputs, shape, data), freeze, baked)
     scores = _left(folder / SCORES, Scores, groups) or _score(named.model, groups, splits, task, criterion, seed, json)
@@ -145,23 +194,34 @@ def scan(
             scores,
             splits.search,
             chosen,
+            removed=removed or REMOVED,
+            only=only or (),
             n_folds=folds,
-            store=folder / "scan.jsonl",
+            store=folder / STORE,
             resume=resume,
+            recovery=None if recovery is None else chained(recovery, RECOVERIES, chain, what="recovery"),
+            executor=member(executor, EXECUTORS, what="executor"),
             progress=tell,
         )
+    _keep_curves(curves, scores, folder, plot, json)
+
+
+def _keep_curves(curves: Curves, scores: Scores | None, folder: Path, plot: Path | None, json: bool) -> None:
     _store.write_json(folder / CURVES, to_json(curves))
+    files = () if plot is None else _report.plot_curves(curves, plot, scores=scores)
     if json:
         say_json(to_json(curves))
         return
-    lines = read(curves)
-    fractions = sorted({round(p.removed, 3) for line in lines for p in line})
+    asked = {(p.group, p.removed): p.n_removed for p in curves.points}
+    fractions = sorted({p.removed for p in curves.points})
     shown = [f for f in fractions if any(abs(f - t) < 0.03 for t in (0.1, 0.3, 0.5, 0.7, 0.9))] or fractions
     table = Table("group", *(f"-{f:.0%}" for f in shown), title="increase of the loss, nats")
-    for name, line in zip(curves.names, lines, strict=True):
-        at = {round(p.removed, 3): p for p in line}
-        table.add_row(escape(name), *(f"{at[f].loss:.3g} ± {at[f].error:.1g}" if f in at else "" for f in shown))
+    for g, (name, line) in enumerate(zip(curves.names, read(curves), strict=True)):
+        at = {p.n_removed: f"{p.loss:.3g}\n± {p.error:.1g}" for p in line}
+        table.add_row(escape(name), *(at.get(asked.get((g, f), 0), "") for f in shown))
     console().print(_numeric(table))
+    for path in files:
+        console().print(escape(str(path)), soft_wrap=True)
 
 
 @guarded

@@ -33,20 +33,26 @@ def member(text: str, table: Mapping[str, Any], *, what: str) -> Any:
 
 def chained(text: str, table: Mapping[str, Any], chain: Callable[..., Any], *, what: str) -> Any:
     """Several members with plus signs between them, as one: `finetune(epochs=5)+recalibrate`."""
-    made = [member(part.strip(), table, what=what) for part in _split(text)]
+    made = [member(part, table, what=what) for part in _split(text, "+")]
     return made[0] if len(made) == 1 else chain(*made)
 
 
-def _split(text: str) -> list[str]:
-    """At plus signs outside brackets."""
+def listed(text: str, table: Mapping[str, Any], *, what: str) -> list[Any]:
+    """Several members with commas between them, `obd, magnitude(p=1)`; `all` = every one of the table."""
+    names = [*table] if text.strip() == "all" else _split(text, ",")
+    return [member(name, table, what=what) for name in names]
+
+
+def _split(text: str, mark: str) -> list[str]:
+    """At marks outside brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter == "(") - (letter == ")")
-        if letter == "+" and depth == 0:
+        if letter == mark and depth == 0:
             parts.append("")
         else:
             parts[-1] += letter
-    return parts
+    return [part.strip() for part in parts]
 
 
 def _parse(text: str, what: str) -> tuple[str, dict[str, Any]]:

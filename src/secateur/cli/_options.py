@@ -52,6 +52,13 @@ Seed = Annotated[int, typer.Option("--seed", help="the same seed gives the same 
 Resume = Annotated[bool, typer.Option("--resume", help="go on from what --out holds")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 CriterionName = Annotated[str, typer.Option("--criterion", help="obd, taylor, fisher, magnitude(p=1), ...")]
+CriterionNames = Annotated[
+    str,
+    typer.Option("--criterion", help="obd, taylor, magnitude(p=1), ...; with --compare several with commas, or `all`"),
+]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="where it runs: serial, 'processes(n=2)', 'ray(n=2)', or module:executor")
+]
 AllocatorName = Annotated[str, typer.Option("--allocator", help="greedy, global_threshold, uniform, ...")]
 Macs = Annotated[float | None, typer.Option("--macs", help="fraction of the MACs to keep: 0.5")]
 Params = Annotated[float | None, typer.Option("--params", help="fraction of the parameters to keep")]

@@ -72,7 +72,7 @@ class Ray:
         if ray.is_initialized():
             _check_size(ray, self.n)
         else:
-            weakref.finalize(self, *_start(ray, self.n, len(payload)))
+            weakref.finalize(self, _start(ray, self.n, len(payload)))
         yield from _run(ray, payload, left, self.n, self.retries)
 
 
@@ -130,7 +130,7 @@ def _check_size(ray: Any, n: int) -> None:
         )
 
 
-def _start(ray: Any, n: int, n_bytes: int) -> tuple[Callable[..., None], Any, str, Any]:
+def _start(ray: Any, n: int, n_bytes: int) -> Callable[[], None]:
     """Start a Ray of our own; returned is the call that ends it and leaves no file behind."""
     if (address := ray.util.get_node_ip_address()) != LOOPBACK:
         raise InputError(
@@ -140,7 +140,8 @@ def _start(ray: Any, n: int, n_bytes: int) -> tuple[Callable[..., None], Any, st
             got=address,
             todo="call ray.init() yourself if that is meant, or do not import ray before this executor runs",
         )
-    folder, on_termination = tempfile.mkdtemp(prefix="secateur-ray-"), signal.getsignal(signal.SIGTERM)
+    folder = tempfile.mkdtemp(prefix="secateur-ray-")
+    stop = functools.partial(_stop, ray, folder, signal.getsignal(signal.SIGTERM))
     try:
         ray.init(
             "local",
@@ -152,9 +153,9 @@ def _start(ray: Any, n: int, n_bytes: int) -> tuple[Callable[..., None], Any, st
             _temp_dir=folder,
         )
     except BaseException:
-        _stop(ray, folder, on_termination)
+        stop()
         raise
-    return _stop, ray, folder, on_termination
+    return stop
 
 
 def _stop(ray: Any, folder: str, on_termination: Any) -> None:
