@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import multiprocessing
+import multiprocessing.process
 import os
 import random
 import signal
@@ -28,6 +30,7 @@ from secateur.executors import processes, serial
 from secateur.recoveries import recalibrate
 from secateur.schema.graph import Attribute
 from secateur.schema.groups import Equation, Extent, Group, Groups, Member, Setting
+from secateur.schema.members import Executor
 from secateur.schema.plan import Plan
 from secateur.schema.scores import Scores
 from secateur.schema.task import Task
@@ -471,12 +474,39 @@ def test_errors_of_the_work_arrive_as_they_are() -> None:
 # Crash
 
 
-def scan_in_a_child(parts: tuple, path: Path) -> None:
+def scan_in_a_child(parts: tuple, path: Path, executor: Executor) -> None:
     torch.set_num_threads(1)  # OpenMP's threads do not exist in a forked child
-    scan(*parts, store=path, resume=True)
+    scan(*parts, store=path, resume=True, executor=executor)
 
 
-def test_a_scan_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
+def started(parts: tuple, path: Path, executor: Executor) -> multiprocessing.process.BaseProcess:
+    child = multiprocessing.get_context("fork").Process(target=scan_in_a_child, args=(parts, path, executor))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+        child.start()
+    return child
+
+
+def lines_in(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def children_of(pid: int | None) -> set[str]:
+    found: set[str] = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found |= set(path.read_text().split())
+    return found
+
+
+def are_gone(pids: set[str]) -> bool:
+    """Ended, or ended and not yet collected by whoever inherited them."""
+    states = (Path(f"/proc/{pid}/stat") for pid in pids)
+    return all(not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z" for state in states)
+
+
+@pytest.mark.parametrize("executor", [serial(), processes(2)], ids=lambda executor: executor.name)
+def test_a_scan_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_path: Path, executor: Executor) -> None:
     model = make_model()
     groups = make_groups(model)
     parts = (model, groups, make_scores(groups), make_batches(400, 8), classification())
@@ -484,24 +514,35 @@ def test_a_scan_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_path
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        began = time.perf_counter()
-        whole = scan(*parts)
-        duration = time.perf_counter() - began
+        whole = scan(*parts, store=tmp_path / "whole.jsonl")
+        every = lines_in(tmp_path / "whole.jsonl")
         killed = 0
-        for _ in range(20):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-                child = multiprocessing.get_context("fork").Process(target=scan_in_a_child, args=(parts, path))
-                child.start()
-            time.sleep(rng.uniform(0.0, duration / 2))
+        at, workers = set(), set()
+        while killed < 20:
+            # Moments are counted in lines of the store, which every machine writes at its own pace, and a little more.
+            until, later = lines_in(path) + rng.randrange(every // 4), rng.uniform(0.0, 0.004)
+            child = started(parts, path, executor)
+            while child.is_alive() and lines_in(path) < until:
+                time.sleep(0.0005)
+            time.sleep(later)
+            workers |= children_of(child.pid)
             child.kill()
             child.join()
-            killed += child.exitcode == -signal.SIGKILL
+            if child.exitcode != -signal.SIGKILL:  # it was faster: once more from the beginning
+                assert scan(*parts, store=path, resume=True) == whole
+                path.unlink()
+                continue
+            killed += 1
+            at.add(lines_in(path))
             if rng.random() < 0.3 and path.exists():  # what a power failure leaves of the last line
                 data = path.read_bytes()
-                path.write_bytes(data[: len(data) - rng.randrange(0, 400)])
-        assert killed > 0
-        assert scan(*parts, store=path, resume=True) == whole
+                path.write_bytes(data[: max(0, len(data) - rng.randrange(0, 400))])
+        assert len(at) > 5, "killed at different moments"
+        assert scan(*parts, store=path, resume=True, executor=executor) == whole
+        deadline = time.monotonic() + 60
+        while not are_gone(workers) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert are_gone(workers), "no worker outlives the process that was killed"
     finally:
         torch.set_num_threads(threads)
 

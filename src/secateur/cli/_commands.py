@@ -178,7 +178,7 @@ def scan(
             )
             return
         held = _store.read_json(folder / SCORES) if (folder / SCORES).exists() else None
-        _keep_curves(curves, held and from_json(Scores, held), folder, plot, json)
+        _keep_curves(curves, None if held is None else from_json(Scores, held), folder, plot, json)
         return
     if len(model) != 1:
         raise typer.BadParameter(f"one MODEL is scanned; with --merge folders are merged: {' '.join(model)}")

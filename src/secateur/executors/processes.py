@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.process
+import os
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -98,6 +101,15 @@ def _start(work: Callable[[Any], Any]) -> None:
     # OpenMP's threads do not exist in a forked child; one thread means none are asked for.
     torch.set_num_threads(1)
     _Worker.work = work
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """A parent that was killed cannot end its workers; they would wait for work forever."""
+    parent.join()
+    os._exit(1)
 
 
 def _call(item: Any) -> Any:
