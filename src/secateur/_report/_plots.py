@@ -171,19 +171,15 @@ def sensitivity(names: Sequence[str], lines: Sequence[Sequence[Measured]], *, co
 def _one_curve(cell: Any, line: Sequence[Measured]) -> None:
     before, after = [p.reading for p in line], [p.recovered for p in line if p.recovered is not None]
     cell.axhline(0, color=MUTED, linewidth=0.8)
-    for readings, color, marker, label in ((before, GOOD, "o", BEFORE), (after, COOL, "s", AFTER)):
-        if not readings:
-            continue
-        x, ends = [100 * r.removed for r in readings], [0.0, *(100 * r.removed for r in readings)]
-        fit = {"label": FIT} if readings is before else {"linestyle": (0, (1, 1))}
-        low, high = [0.0, *(r.low for r in readings)], [0.0, *(r.high for r in readings)]
-        cell.fill_between(ends, low, high, color=color, alpha=0.15, linewidth=0)
-        cell.plot(ends, [0.0, *(r.fit for r in readings)], color=color, linewidth=1.2, **fit)
-        bars = [1.96 * r.error for r in readings]
-        face = color if readings is before else "white"
-        cell.errorbar(
-            x, [r.loss for r in readings], bars, fmt=marker, color=color, mfc=face, ms=3.2, elinewidth=0.9, label=label
-        )
+    ends = [0.0, *(100 * r.removed for r in before)]
+    low, high = [0.0, *(r.low for r in before)], [0.0, *(r.high for r in before)]
+    cell.fill_between(ends, low, high, color=GOOD, alpha=0.15, linewidth=0)
+    cell.plot(ends, [0.0, *(r.fit for r in before)], color=GOOD, linewidth=1.2, label=FIT)
+    for readings, color, style, face, label in ((before, GOOD, "o", GOOD, BEFORE), (after, COOL, "s:", "white", AFTER)):
+        if readings:
+            x, bars = [100 * r.removed for r in readings], [1.96 * r.error for r in readings]
+            shape = {"color": color, "mfc": face, "ms": 3.2, "lw": 1, "elinewidth": 0.9}
+            cell.errorbar(x, [r.loss for r in readings], bars, fmt=style, label=label, **shape)
     if all(p.predicted is not None for p in line):
         x = [0.0, *(100 * p.reading.removed for p in line)]
         predicted = [0.0, *(p.predicted for p in line)]
@@ -254,7 +250,8 @@ def heat(
                 for j, held in enumerate(cells[g]):
                     if held is not None and written:
                         loss, error = held
-                        dark = abs(float(norm(loss)) - 0.5) > 0.33
+                        red, green, blue, _ = image.cmap(norm(loss))
+                        dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.55
                         color = "white" if dark else MUTED if abs(loss) < 1.96 * error else INK
                         text = f"{loss:.2g}".replace("-", "\N{MINUS SIGN}")
                         cell.text(j, i, text, ha="center", va="center", color=color, fontsize=6.5)
@@ -317,7 +314,7 @@ def against(found: Comparison, *, columns: int = 3) -> Picture:
             if one.unit == "nats":
                 ends = [min(*x, 0.0), max(x)]
                 cell.plot(ends, ends, color=ACCENT, linewidth=1.2, linestyle=(0, (4, 2)))
-            facts = [] if one.spearman is None else [f"rank {one.spearman:.2f}"]
+            facts = [] if one.spearman is None else [f"rank {one.spearman:.2f}".replace("-", "\N{MINUS SIGN}")]
             facts += [] if one.slope is None else [f"slope {one.slope:.2g}"]
             cell.set_title(_short(one.criterion, 26), loc="left", pad=14)
             where = {"xycoords": "axes fraction", "xytext": (0, 3), "textcoords": "offset points"}
@@ -343,9 +340,12 @@ def correlations(found: Comparison) -> Picture:
         axes.barh(
             range(len(values)), values, height=0.62, color="#d7efed", edgecolor=GOOD, hatch=hatches, linewidth=0.9
         )
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         for i, value in enumerate(values):
             text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
-            axes.annotate(text, (max(value, 0.0), i), (4, 0), textcoords="offset points", va="center", fontsize=8)
+            axes.annotate(
+                text, (max(value, 0.0), i), (4, 0), textcoords="offset points", va="center", fontsize=8, bbox=paper
+            )
         axes.set_yticks(range(len(values)), [_short(a.criterion, 30) for a in criteria])
         axes.axvline(0, color=MUTED, linewidth=0.8)
         if found.ceiling is not None:
