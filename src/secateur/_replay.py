@@ -197,6 +197,12 @@ def plain(item: Any) -> Any:
     return item
 
 
+def base_name(function: Any) -> str:
+    """`view` for `torch.Tensor.view` and for the operator `aten.view.default`."""
+    name: str = getattr(function, "__name__", "")
+    return name.partition(".")[0] if isinstance(function, torch._ops.OpOverload) else name
+
+
 class Watcher(Protocol):
     """What is told about a run."""
 
@@ -221,7 +227,9 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = base_name(func)
+        if name == "sym_size":  # of an exported program
+            return self.watcher.sizes(args[0])[args[1]]
         if name == "__get__":
             if func.__self__ is torch.Tensor.shape:
                 return self.watcher.sizes(args[0])
@@ -290,7 +298,7 @@ class _Operations(TorchDispatchMode):
             self.silent = before
 
 
-def run_watched(model: nn.Module, inputs: Any, watcher: Watcher) -> Any:
+def run_watched(model: Callable[..., Any], inputs: Any, watcher: Watcher) -> Any:
     """The model's output, with every operation passed through the watcher. Without gradients."""
     operations = _Operations(watcher)
     fast, collecting = torch.backends.mha.get_fastpath_enabled(), gc.isenabled()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
 from torch.utils.weak import WeakIdKeyDictionary
 
+from secateur._exported import Exported
 from secateur._frames import Frames, rewrites
 from secateur._lengths import sizes
 from secateur._replay import (
@@ -20,6 +22,7 @@ from secateur._replay import (
     Plain,
     Session,
     TracedInt,
+    base_name,
     check_runs,
     leaves,
     map_tensors,
@@ -41,17 +44,22 @@ ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | list[Any]
 _SHAPING = frozenset(
     "view reshape expand repeat new_zeros new_ones new_full new_empty zeros ones empty full unflatten split "
     "split_with_sizes chunk tensor_split pad __getitem__ narrow slice_scatter conv1d conv2d conv3d conv_transpose1d "
-    "conv_transpose2d conv_transpose3d group_norm layer_norm rms_norm repeat_interleave unfold roll".split()
+    "slice conv_transpose2d conv_transpose3d group_norm layer_norm rms_norm repeat_interleave unfold roll".split()
 )
 
 
-def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
+def trace(
+    model: nn.Module, example_inputs: ExampleInputs | None = None, *, exported: ExportedProgram | None = None
+) -> Graph:
     """Record what computes what, in evaluation and in training mode, on every example input given.
 
     Args:
         model: any model that runs; it is only read. A compiled or data-parallel wrapper is looked through.
         example_inputs: what the model takes: a tensor, a tuple of arguments, a mapping of keyword arguments,
             or a list of several of those. Small ones will do: batch 1 or 2, the smallest legal size.
+        exported: what `torch.export.export` made of this very model. The operations are then taken from the program
+            (in evaluation mode, with its own example inputs), and the forward of the model is not run here. Integers of
+            the forward are literals in a program: what they count is frozen, but for those of torch.nn's own layers.
 
     Returns:
         The graph: symbolic, without weights or activations.
@@ -62,6 +70,10 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
     """
     model = unwrapped(model)
     check_supported(model)
+    if exported is not None:
+        return _trace_exported(model, example_inputs, exported)
+    if example_inputs is None:
+        raise InputError("no example inputs", todo="pass one batch as the model takes it")
     runs: list[Run] = []
     notes: list[str] = []
     touched: set[str] = set()
@@ -91,20 +103,51 @@ def trace(model: nn.Module, example_inputs: ExampleInputs) -> Graph:
                 runs.append(run)
             attributes.update(found)
     parameters = _parameters(model)
-    executed = {p.canonical for p in parameters if p.name in touched}
     return Graph(
         runs=tuple(runs),
         parameters=parameters,
         attributes=tuple(attributes.items()),
         swaps=tuple((path, key) for path, m in model.named_modules() if (key := swap_key(m)) is not None),
-        unexecuted=tuple(
-            p.name for p in parameters if p.name == p.canonical and p.name not in executed and p.dtype != "int64"
-        ),
+        unexecuted=_unexecuted(parameters, touched),
         notes=tuple(dict.fromkeys(notes)),
         structure=fingerprint_structure(model),
         rewrites=rewrites(recorded),
         examples=tuple(each_input(example_inputs)),
     )
+
+
+def _trace_exported(model: nn.Module, example_inputs: ExampleInputs | None, exported: ExportedProgram) -> Graph:
+    program = Exported(exported, model)
+    inputs = program.inputs if example_inputs is None else each_input(example_inputs)[0]
+    session = Session()
+    recorder = _Recorder(session, program.names(), {n: c for n, c, _ in tensors(model)}, program.attributes)
+    recorder.place = program.place
+    try:
+        run = _run_of(program.on(session), inputs, recorder, "eval", 0)
+    except Exception as error:
+        raise TraceError(
+            "the exported program could not be recorded",
+            where=type(model).__name__,
+            got=f"{type(error).__name__}: {error}",
+            todo="trace the model itself: sc.trace(model, example_inputs)",
+        ) from error
+    touched = {v.name for v in run.values if v.name is not None}
+    parameters = _parameters(model)
+    return Graph(
+        runs=(run,),
+        parameters=parameters,
+        attributes=tuple(program.attributes.items()),
+        swaps=(),
+        unexecuted=_unexecuted(parameters, touched),
+        notes=("recorded from an exported program: training mode and other branches were not seen",),
+        structure=fingerprint_structure(model),
+        examples=(inputs,),
+    )
+
+
+def _unexecuted(parameters: Sequence[Parameter], touched: Collection[str]) -> tuple[str, ...]:
+    executed = {p.canonical for p in parameters if p.name in touched}
+    return tuple(p.name for p in parameters if p.name == p.canonical and p.name not in executed and p.dtype != "int64")
 
 
 def _same(run: Run, other: Run) -> bool:
@@ -195,11 +238,23 @@ def _record(
     inputs = map_tensors(copy.deepcopy(inputs), lambda t: t)
     with _without_weights(double, recorder) as inputs_for:
         inputs = inputs_for(inputs)
-        given = [recorder.register(t) for t in leaves(inputs)]
-        out = run_watched(double, inputs, recorder)
+        run = _run_of(double, inputs, recorder, mode, example)
+    for number, path in session.lost:
+        if sizes(session.escapes[number]):
+            recorder.frames.problems.setdefault(path, "Python computes a number from the length of a tensor")
+    touched = {v.name for v in recorder.values if v.name is not None}
+    return run, touched, dict(attributes), recorder.frames
+
+
+def _run_of(
+    model: Callable[..., Any], inputs: Any, recorder: _Recorder, mode: Literal["eval", "train"], example: int
+) -> Run:
+    given = [recorder.register(t) for t in leaves(inputs)]
+    out = run_watched(model, inputs, recorder)
+    session = recorder.session
     # a parameter handed out by the forward was never part of an operation
     outputs = [recorder.reference(t).value for t in leaves(out)]
-    run = Run(
+    return Run(
         mode=mode,
         example=example,
         values=tuple(recorder.values),
@@ -211,11 +266,6 @@ def _record(
         outputs=tuple(outputs),
         lost=tuple(session.lost),
     )
-    for number, path in session.lost:
-        if sizes(session.escapes[number]):
-            recorder.frames.problems.setdefault(path, "Python computes a number from the length of a tensor")
-    touched = {v.name for v in recorder.values if v.name is not None}
-    return run, touched, dict(attributes), recorder.frames
 
 
 @contextlib.contextmanager
@@ -257,6 +307,7 @@ class _Recorder(Plain):
         self.calls: list[Call] = []
         self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.modules = session.modules
+        self.place: Callable[[], str] = source_line
         self.frames = Frames(lambda t: self.names.get(id(t)), attributes)
 
     def follow(self, path: str, module: nn.Module) -> None:
@@ -329,7 +380,7 @@ class _Recorder(Plain):
                 multiple=isinstance(out, tuple | list),
                 writes=tuple(before),
                 module=self.modules[-1] if self.modules else "",
-                source=source_line(),
+                source=self.place(),
             )
         )
         for tensor, old in zip(writes, before, strict=True):
@@ -361,13 +412,13 @@ class _Recorder(Plain):
                     outputs=(fresh,),
                     multiple=False,
                     module=self.modules[-1] if self.modules else "",
-                    source=source_line(),
+                    source=self.place(),
                 )
             )
 
     def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Keep the call if its integers matter."""
-        name = function.__name__
+        name = base_name(function)
         if name == "__get__":
             self.frames.property(function, args[0], out)
             return
@@ -385,7 +436,7 @@ class _Recorder(Plain):
                 kwargs={k: self._written(v) for k, v in kwargs.items()},
                 outputs=tuple(self.reference(t).value if isinstance(t, Tensor) else None for t in results),
                 module=self.modules[-1] if self.modules else "",
-                source=source_line(),
+                source=self.place(),
                 step=step,
             )
         )

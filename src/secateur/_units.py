@@ -6,11 +6,11 @@ Index conventions: g group, u unit of a group, p element of a unit.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.schema.groups import Extent, Group, Groups, Member
 
@@ -25,7 +25,7 @@ def extent_value(extent: Extent, counts: Sequence[int]) -> int:
     return (extent.fixed + sum(m * counts[g] for g, m in extent.terms)) // extent.divisor
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
+def call(model: Callable[..., Any], inputs: Any) -> Any:
     """Run the model on one item of example inputs: a tensor, a tuple of arguments, or a mapping of keywords."""
     if isinstance(inputs, Mapping):
         return model(**inputs)

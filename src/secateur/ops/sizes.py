@@ -148,6 +148,14 @@ def _item(call: Call, value: Lookup) -> Iterator[Requirement]:
         axis += 1
 
 
+def _aten_slice(call: Call, value: Lookup) -> Iterator[Requirement]:
+    """slice(x, dim, start, end, step) of an exported program: as x[start:end:step]."""
+    x, axis, start, end, step = (_argument(call, i, n) for i, n in enumerate(("self", "dim", "start", "end", "step")))
+    shape = value(x.value).shape
+    at = number(0 if axis is None else axis) % len(shape)
+    yield from _slice(("slice", start, end, step), x.value, at, shape[at])
+
+
 def _slice_scatter(call: Call, value: Lookup) -> Iterator[Requirement]:
     """slice_scatter(x, source, dim, start, end, step): as the slice it writes to."""
     names = enumerate(("input", "src", "dim", "start", "end", "step"))
@@ -241,6 +249,7 @@ _READERS = table(
     ("narrow", _narrow),
     ("repeat_interleave", _repeat),
     ("__getitem__", _item),
+    ("slice", _aten_slice),
     ("slice_scatter", _slice_scatter),
     *((f"conv{n}d", _convolution) for n in (1, 2, 3)),
     *((f"conv_transpose{n}d", _convolution) for n in (1, 2, 3)),
