@@ -306,6 +306,33 @@ def test_an_operator_of_the_user_passes_units_by_a_rule_of_the_user_and_the_cut_
     assert small.scale.shape[0] < 8
 
 
+class SizedHeads(nn.Module):
+    """A width that only a comparison mentions: `width // heads` must stay the size of a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.heads = 12, 3
+        self.a, self.gate, self.b = nn.Linear(6, 12), nn.Linear(6, 3), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.a(x)).view(x.shape[0], self.heads, -1) * self.gate(x)[..., None]
+        if y.shape != (x.shape[0], self.heads, self.width // self.heads):
+            raise ValueError("these are no heads")
+        return self.b(y.flatten(1))
+
+
+def test_a_width_that_is_only_compared_follows_the_heads() -> None:
+    torch.manual_seed(0)
+    model = SizedHeads()
+    groups = groups_of(model, torch.randn(2, 6))
+    assert [(g.kind, g.n_units) for g in groups.groups] == [("head", 3)]
+    kept = keep_all(groups)
+    kept[0] = [0, 2]
+    small, receipt = cut(model, groups, plan_of(groups, kept))
+    assert receipt.verification is not None
+    assert (small.width, small.heads) == (8, 2)
+
+
 def test_a_rule_that_returns_the_wrong_shape_is_named() -> None:
     rules = {**RULES, "relu": lambda k, op: Label((1, 2, 3))}
     with pytest.raises(CoupleError, match=r"rule for aten\.relu\.default gave a label of the wrong shape"):

@@ -163,8 +163,13 @@ def solve(
             for here, there in ((link.left, link.right), (link.right, link.left)):
                 with contextlib.suppress(_Nonlinear):
                     value = evaluate(there)
-                    if not value.fixed and any(a not in known for a in _attributes(here)):
-                        made = Statement(expression=here, length=value, reason=link.reason, source=link.source)
+                    made = Statement(expression=here, length=value, reason=link.reason, source=link.source)
+                    unknown = [a for a in _attributes(here) if a not in known]
+                    # `width // heads` is compared with a size that stays, while the heads follow: so must the width
+                    follows = any(a in known and not known[a].fixed for a in _attributes(here)) and any(
+                        _isolate(made, a, known, attributes, length_of, full) is not None for a in unknown
+                    )
+                    if unknown and (follows or not value.fixed):
                         pending += [made] if made not in pending else []
                         if isinstance(here, Attribute):
                             known[here] = value
@@ -373,8 +378,8 @@ def _undo(operator: str, inside_left: bool, wanted: Linear, rest: Linear) -> Lin
             return scale(wanted, 1 / rest.constant)
         ratio = _ratio(wanted, rest)
         return None if ratio is None else number(ratio)
-    if operator == "floordiv" and inside_left and rest.fixed:
-        return scale(wanted, rest.constant)
+    if operator == "floordiv" and inside_left and (rest.fixed or wanted.fixed):
+        return scale(wanted, rest.constant) if rest.fixed else scale(rest, wanted.constant)
     if operator == "floordiv" and not inside_left:
         if wanted.fixed and wanted.constant:
             return scale(rest, 1 / wanted.constant)
