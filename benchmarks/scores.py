@@ -8,7 +8,7 @@ backward pass over the same batches. First the ceiling: the rank correlation tha
 noise of the measurement.
 
     make bench-scores                              the three networks of the demo, trained here
-    SECATEUR_DATA=... make bench-scores            and a ResNet-20 on CIFAR-10 (benchmarks/README.md)
+    SECATEUR_DATA=... make bench-scores            and a ResNet-20, an LSTM and a Llama (benchmarks/README.md)
     make bench-scores ARGS="--units 16 --quick"    to see that it runs
 """
 
@@ -29,12 +29,15 @@ from torch import nn
 
 import secateur as sc
 from cifar import Images, data_folder, read, trained
+from language import LLAMA, STORIES, WIKITEXT, TiedLSTM, llama, missing, train, wikitext
 from secateur._score import compare
 from secateur.cli import demo, demo_data
 from secateur.criteria import CRITERIA
 from secateur.schema.comparison import Comparison
 from secateur.schema.members import Criterion
-from secateur.schema.task import Batches
+from secateur.schema.task import Batches, Task
+
+NETWORKS = ["cnn", "lstm", "transformer", "resnet20", "lstm_lm", "llama"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,7 @@ class Case:
     name: str
     model: nn.Module
     example: torch.Tensor
+    task: Task
     scoring: Batches
     measuring: Batches
 
@@ -69,7 +73,14 @@ def digits(arch: str, *, quick: bool) -> Case:
     demo.train(model, data, epochs=2 if quick else recipe.epochs, lr=recipe.lr)
     assert data.held_out is not None
     batch: Any = next(iter(data.search))
-    return Case(name=arch, model=model.eval(), example=batch[0][:2], scoring=data.search, measuring=data.held_out)
+    return Case(
+        name=arch,
+        model=model.eval(),
+        example=batch[0][:2],
+        task=sc.tasks.classification(),
+        scoring=data.search,
+        measuring=data.held_out,
+    )
 
 
 def resnet20(folder: Path, n: int) -> Case:
@@ -77,7 +88,38 @@ def resnet20(folder: Path, n: int) -> Case:
     pixels, labels = read(folder, "test", limit=2 * n)
     parts = [Images(pixels=pixels[k : k + n], labels=labels[k : k + n], batch_size=250) for k in (0, n)]
     return Case(
-        name="resnet20", model=trained(folder), example=torch.zeros(2, 3, 32, 32), scoring=parts[0], measuring=parts[1]
+        name="resnet20",
+        model=trained(folder),
+        example=torch.zeros(2, 3, 32, 32),
+        task=sc.tasks.classification(),
+        scoring=parts[0],
+        measuring=parts[1],
+    )
+
+
+def lstm_lm(folder: Path, n: int, *, quick: bool) -> Case:
+    """A tied LSTM that learns WikiText-2 here; scores from n pieces of the validation text, measured on n others."""
+    torch.manual_seed(0)
+    texts = wikitext(folder)
+    model = TiedLSTM(n_words=2000)
+    train(model, texts["train"][:2000] if quick else texts["train"], epochs=1 if quick else 2, lr=4e-3)
+    return _language("lstm_lm", model.eval(), texts["valid"], texts["test"], n)
+
+
+def llama_lm(folder: Path, n: int) -> Case:
+    """The Llama of 260,000 parameters on stories that it has not seen; scores from n pieces, measured on n others."""
+    model, pieces = llama(folder)
+    return _language("llama", model, pieces[:n], pieces[n:], n)
+
+
+def _language(name: str, model: nn.Module, scoring: torch.Tensor, measuring: torch.Tensor, n: int) -> Case:
+    return Case(
+        name=name,
+        model=model,
+        example=scoring[:2],
+        task=sc.tasks.language_modeling(),
+        scoring=scoring[:n].split(50),
+        measuring=measuring[:n].split(50),
     )
 
 
@@ -89,7 +131,9 @@ def members() -> list[Criterion]:
         sc.criteria.magnitude(p=1),
         sc.criteria.obd(curvature="empirical"),
         sc.criteria.obd(curvature="sampled"),
-        sc.criteria.obd(shrink=True),
+        sc.criteria.obd(first="plain"),
+        sc.criteria.obd(first="shrunk"),
+        sc.criteria.obd(curvature="combined"),
     ]
 
 
@@ -105,7 +149,7 @@ def processor_seconds(work: Callable[[], object]) -> float:
 
 def measure(case: Case, n_units: int) -> tuple[list[Row], Comparison]:
     """All criteria on one network."""
-    task = sc.tasks.classification()
+    task = case.task
     groups = sc.couple(sc.trace(case.model, case.example))
 
     def plain() -> None:
@@ -160,25 +204,37 @@ def show(rows: list[Row], found: Comparison) -> None:
         print(f"{r.criterion:22s} " + " ".join("       -" if v is None else f"{v:8.2f}" for v in numbers))
 
 
+def make(name: str, args: argparse.Namespace) -> Case | str:
+    """One of NETWORKS, or the reason why its data is not there."""
+    if name in demo.RECIPES:
+        return digits(name, quick=args.quick)
+    folder = data_folder()
+    if isinstance(folder, str):
+        return folder
+    if name == "resnet20":
+        return resnet20(folder, args.images)
+    if name == "lstm_lm":
+        lacking = missing(folder, *(WIKITEXT.format(split=s) for s in ("train", "valid", "test")))
+        return lacking or lstm_lm(folder, args.pieces, quick=args.quick)
+    return missing(folder, LLAMA, STORIES) or llama_lm(folder, args.pieces)
+
+
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="*", default=["cnn", "lstm", "transformer", "resnet20"])
+    parser.add_argument("--networks", nargs="*", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--units", type=int, default=128, help="units taken away per network")
     parser.add_argument("--images", type=int, default=2000, help="of CIFAR-10, for scores and again for measuring")
+    parser.add_argument("--pieces", type=int, default=1000, help="of text, for scores and again for measuring")
     parser.add_argument("--quick", action="store_true", help="two epochs of training only")
     parser.add_argument("--json", action="store_true", help="the results as JSON on the last line")
     args = parser.parse_args()
     everything: list[Row] = []
     for name in args.networks:
-        if name == "resnet20":
-            folder = data_folder()
-            if isinstance(folder, str):
-                print(f"\nresnet20 left out: {folder}", file=sys.stderr)
-                continue
-            case = resnet20(folder, args.images)
-        else:
-            case = digits(name, quick=args.quick)
+        case = make(name, args)
+        if isinstance(case, str):
+            print(f"\n{name} left out: {case}", file=sys.stderr)
+            continue
         rows, found = measure(case, args.units)
         show(rows, found)
         everything += rows

@@ -7,10 +7,9 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from helpers.many import many
 from secateur import _counts
 from secateur._counts import System
 from secateur.errors import InputError, Unsatisfiable
@@ -53,7 +52,7 @@ def systems(draw, max_groups: int = 4, max_units: int = 7):
     return System(n_units=n_units, least=least, equations=tuple(equations))
 
 
-@many(300)
+@settings(max_examples=300, deadline=None)
 @given(systems(), st.data())
 def test_projection_is_feasible_and_nearest(system: System, data) -> None:
     target = tuple(data.draw(st.floats(-1, n + 1)) for n in system.n_units)
@@ -71,7 +70,7 @@ def test_projection_is_feasible_and_nearest(system: System, data) -> None:
     assert _counts.satisfied(system, found)
 
 
-@many(300)
+@settings(max_examples=300, deadline=None)
 @given(systems(), st.data())
 def test_the_program_for_large_systems_agrees_with_the_list_for_small_ones(system: System, data) -> None:
     target = np.array([data.draw(st.floats(-1, n + 1)) for n in system.n_units])
@@ -93,7 +92,7 @@ def test_the_program_for_large_systems_agrees_with_the_list_for_small_ones(syste
             assert _counts._values(component, np.array([found]), objective)[0] == pytest.approx(values.min(), abs=1e-6)
 
 
-@many(150)
+@settings(max_examples=150, deadline=None)
 @given(systems(), st.data())
 def test_the_cheapest_counts_are_the_cheapest(system: System, data) -> None:
     answers = feasible(system)
@@ -104,7 +103,7 @@ def test_the_cheapest_counts_are_the_cheapest(system: System, data) -> None:
     assert prices @ found == pytest.approx(min(prices @ np.array(k) for k in answers))
 
 
-@many(150)
+@settings(max_examples=150, deadline=None)
 @given(systems(), st.data())
 def test_a_fixed_count_is_met_as_nearly_as_can_be_and_the_others_stay_full(system: System, data) -> None:
     answers = feasible(system)
@@ -119,7 +118,7 @@ def test_a_fixed_count_is_met_as_nearly_as_can_be_and_the_others_stay_full(syste
     assert missing[0] == pytest.approx(min(missing))
 
 
-@many(200)
+@settings(max_examples=200, deadline=None)
 @given(systems(), st.data())
 def test_a_move_is_the_smallest_that_keeps_the_equations(system: System, data) -> None:
     answers = feasible(system)
@@ -145,7 +144,7 @@ def test_a_move_is_the_smallest_that_keeps_the_equations(system: System, data) -
     assert distance(system, reached, start) == pytest.approx(min(distance(system, k, start) for k in candidates))
 
 
-@many(200)
+@settings(max_examples=200, deadline=None)
 @given(systems())
 def test_a_contradiction_names_equations_that_contradict_each_other(system: System) -> None:
     assume(not feasible(system))

@@ -22,21 +22,29 @@ ALL: dict[str, Criterion] = {
     **{name: make() for name, make in CRITERIA.items()},
     "magnitude_l1": criteria.magnitude(p=1),
     "magnitude_all": criteria.magnitude(of="all"),
-    "obd_empirical": criteria.obd(curvature="empirical"),
-    "obd_shrunk": criteria.obd(shrink=True),
-    "obd_sampled_shrunk": criteria.obd(curvature="sampled", shrink=True),
-    "obd_sampled": criteria.obd(curvature="sampled", draws=2),
+    **{
+        f"obd_{curvature}_{first}": criteria.obd(first=first, curvature=curvature, draws=2)
+        for curvature in ("combined", "calibrated", "empirical", "sampled")
+        for first in ("expected", "plain", "shrunk")
+    },
 }
 
 
 def statistics(n_units: int = 6, seed: int = 0, examples: int = 40) -> tuple[dict[str, Tensor], Tensor]:
     """Made-up statistics of one group that fit together, and the gate gradients they came from [N, U]."""
+    stats, g, _, _ = with_parts(n_units, seed, examples)
+    return stats, g
+
+
+def with_parts(n_units: int = 6, seed: int = 0, examples: int = 40) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+    """Statistics, and what they came from, [N, U] each: gate gradients, expected ones, squares of drawn ones."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     g = 0.3 * randn(examples, n_units) + 0.1 * randn(n_units)
+    e = 0.05 * randn(examples, n_units) + 0.3 * g
     s = (0.3 * randn(examples, n_units)).square()
     x = randn(examples, n_units).relu()
     stats = {
@@ -46,7 +54,8 @@ def statistics(n_units: int = 6, seed: int = 0, examples: int = 40) -> tuple[dic
         "gate_moments": torch.stack([(g**k).mean(0) for k in (1, 2, 3, 4)], 1),
         "gate_absolute": g.abs().mean(0),
         "curvature_ratio": torch.tensor(0.6, dtype=torch.float64),
-        "gate_sampled": torch.stack([s.mean(0), s.square().mean(0), (g * s).mean(0)], 1),
+        "gate_expected": torch.stack([v.mean(0) for v in (e, e * e, g * e, g * g * e)], 1),
+        "gate_sampled": torch.stack([v.mean(0) for v in (s, s * s, g * s, g * g * s, e * s)], 1),
         "gate_hessian": torch.stack([randn(n_units), randn(n_units).square()], 1),
         "activation": torch.stack([x.mean(0), x.square().mean(0), x.abs().mean(0), (x == 0).double().mean(0)], 1),
         "input_norm": randn(n_units, 4).abs(),
@@ -54,7 +63,7 @@ def statistics(n_units: int = 6, seed: int = 0, examples: int = 40) -> tuple[dic
     for role in _stats.ROLES:
         stats[f"{role}_weights"] = randn(n_units, 4)
         stats[f"{role}_gradients"] = randn(n_units, 4)
-    return stats, g
+    return stats, g, e, s
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -74,17 +83,18 @@ def test_declarations_are_complete(name: str) -> None:
 def test_a_criterion_uses_what_it_declares_and_nothing_else(name: str) -> None:
     made = ALL[name]
     stats, _ = statistics()
-    given_ = {k.partition("/")[0] for k in made.needs} | {"units", "n"}
-    found = made.compute({k: v for k, v in stats.items() if k in given_})
-    assert found["value"].shape == (6,)
-    assert found["value"].dtype == torch.float64
-    for values in found.values():
-        assert values.shape == (6,)
-        assert bool(torch.isfinite(values).all())
-    if made.order > 0:
-        torch.testing.assert_close(found["linear"] + found["quadratic"], found["value"])
-    if made.unit == "a.u.":
-        assert "error" not in found
+    for declared in (made.needs, (*made.needs, *made.wants)):
+        given_ = {k.partition("/")[0] for k in declared} | {"units", "n"}
+        found = made.compute({k: v for k, v in stats.items() if k in given_})
+        assert found["value"].shape == (6,)
+        assert found["value"].dtype == torch.float64
+        for values in found.values():
+            assert values.shape == (6,)
+            assert bool(torch.isfinite(values).all())
+        if "linear" in found:
+            torch.testing.assert_close(found["linear"] + found["quadratic"], found["value"])
+        if made.unit == "a.u.":
+            assert "error" not in found
 
 
 @settings(max_examples=25)
@@ -108,11 +118,33 @@ def test_standard_errors_are_those_of_the_mean_over_examples() -> None:
         "absolute_taylor": error(g),
         "mean_absolute_taylor": error(g.abs()),
         "fisher": error(g.square() / 2),
-        "obd": error(-g + 0.6 * g.square() / 2),
-        "obd_empirical": error(-g + g.square() / 2),
     }
     for name, values in expected.items():
         torch.testing.assert_close(ALL[name].compute(stats)["error"], values)
+
+
+@pytest.mark.parametrize("curvature", ["combined", "calibrated", "empirical", "sampled"])
+@pytest.mark.parametrize("first", ["expected", "plain", "shrunk"])
+def test_obd_is_a_mean_over_examples_with_the_error_of_that_mean(first: str, curvature: str) -> None:
+    stats, g, e, s = with_parts()
+    square = {"calibrated": 0.6 * g * g, "empirical": g * g, "sampled": s, "combined": (0.6 * g * g + s) / 2}[curvature]
+    prior = {"expected": e, "plain": g, "shrunk": 0 * g}[first]
+    rest = g - prior
+    z2 = rest.mean(0) ** 2 / (rest.var(0, correction=0) / len(g))
+    share = 1.0 if first == "plain" else max(0.0, 1 - 1 / float(z2.mean()))
+    assert first == "plain" or 0 < share < 1, "nothing is tested"
+    each = -(prior + share * rest) + square / 2
+    found = ALL[f"obd_{curvature}_{first}"].compute(stats)
+    torch.testing.assert_close(found["value"], each.mean(0))
+    torch.testing.assert_close(found["error"], each.std(0, correction=0) / math.sqrt(len(g)))
+    torch.testing.assert_close(found["quadratic"], square.mean(0) / 2)
+
+
+def test_obd_is_plain_where_the_task_expects_nothing() -> None:
+    stats, _ = statistics()
+    del stats["gate_expected"]
+    for key, values in ALL["obd"].compute(stats).items():
+        assert torch.equal(values, ALL["obd_calibrated_plain"].compute(stats)[key])
 
 
 def test_shrinking_keeps_signal_and_drops_noise() -> None:
@@ -127,8 +159,8 @@ def test_shrinking_keeps_signal_and_drops_noise() -> None:
             stats["n"] = torch.tensor(100.0, dtype=torch.float64)
             stats["gate_mean"] = g.mean(0)
             stats["gate_moments"] = torch.stack([(g**k).mean(0) for k in (1, 2, 3, 4)], 1)
-            found = ALL["obd_shrunk"].compute(stats)
-            plain = ALL["obd"].compute(stats)
+            found = ALL["obd_calibrated_shrunk"].compute(stats)
+            plain = ALL["obd_calibrated_plain"].compute(stats)
             share = float((found["linear"] / plain["linear"]).mean())
             kept.append(share)
             torch.testing.assert_close(found["quadratic"], plain["quadratic"])
@@ -171,11 +203,6 @@ BY_HAND: dict[str, Callable[[dict[str, Tensor]], list[float]]] = {
     "hutchinson": lambda s: [
         -a + h[0] / 2 for a, h in zip(s["gate_mean"].tolist(), s["gate_hessian"].tolist(), strict=True)
     ],
-    "obd": lambda s: [-m[0] + 0.6 * m[1] / 2 for m in s["gate_moments"].tolist()],
-    "obd_empirical": lambda s: [-m[0] + m[1] / 2 for m in s["gate_moments"].tolist()],
-    "obd_sampled": lambda s: [
-        -m[0] + c[0] / 2 for m, c in zip(s["gate_moments"].tolist(), s["gate_sampled"].tolist(), strict=True)
-    ],
 }
 
 
@@ -205,6 +232,7 @@ def test_random_depends_on_the_seed_and_the_unit() -> None:
         lambda: criteria.magnitude(p=0),
         lambda: criteria.obd(curvature="other"),  # type: ignore[arg-type]
         lambda: criteria.obd(curvature="sampled", draws=0),
+        lambda: criteria.obd(first="other"),  # type: ignore[arg-type]
         lambda: criteria.hutchinson(probes=0),
     ],
 )

@@ -160,11 +160,11 @@ def test_scores_follow_their_formulas_on_gradients_by_finite_differences(which: 
         "squared_taylor": (g.mean(0) ** 2, None),
         "mean_absolute_taylor": (g.abs().mean(0), g.abs().std(0, correction=0) / math.sqrt(n)),
         "fisher": ((g**2).mean(0) / 2, (g**2 / 2).std(0, correction=0) / math.sqrt(n)),
-        "obd": (calibrated.mean(0), calibrated.std(0, correction=0) / math.sqrt(n)),
-        "obd_empirical": (value.mean(0), value.std(0, correction=0) / math.sqrt(n)),
+        "obd_plain": (calibrated.mean(0), calibrated.std(0, correction=0) / math.sqrt(n)),
+        "obd_empirical_plain": (value.mean(0), value.std(0, correction=0) / math.sqrt(n)),
     }
     asked = [criteria.CRITERIA[name]() for name in expected if name in criteria.CRITERIA]
-    asked.append(criteria.obd(curvature="empirical"))
+    asked += [criteria.obd(first="plain"), criteria.obd(first="plain", curvature="empirical")]
     for found in score(model, groups, batches, tasks.classification(), criterion=asked, exact=exact):
         values, errors = expected[found.criterion]
         flat = torch.tensor([v for row in found.values for v in row], dtype=torch.float64)
@@ -420,7 +420,11 @@ def test_the_error_of_an_expansion_shrinks_at_the_declared_order(name: str, acti
     model, groups = mlp(activation=activation)
     model = model.double()
     batches = [(x.double(), y) for x, y in MLP_DATA]
-    made = {"taylor": criteria.taylor(), "obd": criteria.obd(), "hutchinson": criteria.hutchinson(probes=400)}[name]
+    made = {
+        "taylor": criteria.taylor(),
+        "obd": criteria.obd(first="plain"),
+        "hutchinson": criteria.hutchinson(probes=400),
+    }[name]
     if name == "hutchinson":  # one unit alone has no off-diagonal: its estimate is exact
         units = tuple(0 if u == 0 else -1 for u in range(5))
         group = groups.groups[0]
@@ -478,6 +482,64 @@ def test_sampled_curvature_is_the_gauss_newton_diagonal() -> None:
     for exact in (False, True):
         found = score(model, groups, MLP_DATA, tasks.classification(), criterion=made, exact=exact)
         torch.testing.assert_close(torch.tensor(found.quadratic[0]) * 2, expected, rtol=0.15, atol=2e-3)
+
+
+def expectation(
+    model: nn.Module, groups: Groups, batches: list[tuple[Tensor, Tensor]], *, exact: bool = False
+) -> Tensor:
+    """The statistic gate_expected of the first group, [U, 4]."""
+    needs = ["gate_moments", "gate_expected"]
+    stats = _stats.collect(model, groups, batches, tasks.classification(), needs, exact=exact)
+    return _stats.of_group(stats, model, groups, 0, needs)["gate_expected"]
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["tapped", "one by one"])
+def test_what_is_expected_of_a_gate_follows_from_the_prediction_at_half_its_logits(exact: bool) -> None:
+    model, groups = mlp()
+    x, y = MLP_DATA[0]
+
+    def output(gates: Tensor) -> Tensor:
+        return torch.tanh(model[0](x)) @ (model[2].weight * gates).T + model[2].bias
+
+    jacobian = torch.autograd.functional.jacobian(output, torch.ones(5)).double()  # [N, C, U]
+    z = output(torch.ones(5)).detach().double()
+    off, softer = z.softmax(-1) - F.one_hot(y, 3), z.softmax(-1) - (z / 2).softmax(-1)
+    factor = (off * z).sum() / (softer * z).sum()
+    g = torch.einsum("ncu,nc->nu", jacobian, off)
+    e = factor * torch.einsum("ncu,nc->nu", jacobian, softer)
+    expected = torch.stack([v.mean(0) for v in (e, e * e, g * e, g * g * e)], 1)
+    for batches in (MLP_DATA, [(x[:3], y[:3]), (x[3:], y[3:])]):
+        torch.testing.assert_close(expectation(model, groups, batches, exact=exact), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_task_without_a_prediction_gives_the_plain_first_order_and_refuses_the_statistic() -> None:
+    model, groups = mlp()
+    task, data = tasks.regression(), [(MLP_DATA[0][0], torch.randn(7, 3))]
+    found = score(model, groups, data, task, criterion=[criteria.obd(), criteria.obd(first="plain")])
+    assert found[0].values == found[1].values
+    with pytest.raises(MissingStatistic, match="tempered"):
+        _stats.collect(model, groups, data, task, ["gate_expected"])
+
+
+def test_a_model_that_is_surer_than_right_is_seen_through() -> None:
+    """Labels drawn at another temperature: then what is expected is what is there, without the noise of labels."""
+    model, groups = mlp()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 4, generator=generator)
+    with torch.no_grad():
+        model[2].weight *= 4
+        z = model(x)
+    for half, sign in ((z / 2, 1), (z * 1.5, -1)):
+        y = torch.multinomial(half.softmax(-1), 1, generator=generator)[:, 0]
+        stats = _stats.collect(model, groups, [(x, y)], tasks.classification(), ["gate_moments", "gate_expected"])
+        given = _stats.of_group(stats, model, groups, 0, ["gate_moments", "gate_expected"])
+        g, gg = given["gate_moments"].unbind(1)[:2]
+        e, ee = given["gate_expected"].unbind(1)[:2]
+        noise = ((gg - g * g) / len(x)).sqrt()
+        assert bool(((g - e).abs() < 4 * noise).all())
+        assert float(((ee - e * e) / (gg - g * g)).max()) < 0.2, "far less noisy"
+        assert float((e.abs() / noise).max()) > 5, "nothing is tested"
+        assert float(_stats._factor(stats)) * sign > 0
 
 
 def test_matching_outputs_has_curvature_but_no_gradient() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -203,6 +204,30 @@ def test_curvature_draws_have_the_hessian_as_second_moment(name: str) -> None:
     second = g.T @ g / len(g)
     assert torch.allclose(second, hessian, atol=0.12 * float(hessian.abs().max()) + 1e-3)
     assert g.mean(0).abs().max() < 5 * g.std(0).max() / math.sqrt(len(g))
+
+
+TEMPERED = {
+    "classification": (tasks.classification(), torch.randn(2, 4), torch.tensor([2, 0]), torch.ones(2, 1)),
+    "tokens": (
+        tasks.token_classification(),
+        torch.randn(2, 3, 4),
+        torch.tensor([[2, -100, 0], [1, 1, 3]]),
+        torch.tensor([[0.5, 0, 0.5], [1 / 3, 1 / 3, 1 / 3]]).unsqueeze(-1),
+    ),
+    "multi_label": (tasks.multi_label(), torch.randn(2, 3), torch.tensor([[1, 0, 1], [0, 0, 0]]), torch.ones(2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", TEMPERED)
+def test_tempered_losses_pull_towards_the_prediction_at_half_the_logits(name: str) -> None:
+    task, out, labels, share = TEMPERED[name]
+    assert task.tempered is not None
+    predicted = torch.sigmoid if name == "multi_label" else partial(torch.softmax, dim=-1)
+    leaf = out.clone().requires_grad_()
+    losses = task.tempered(leaf, (torch.ones(2), labels))
+    (grad,) = torch.autograd.grad(losses.sum(), leaf)
+    assert losses.shape == (2,)
+    torch.testing.assert_close(grad, share * (predicted(out) - predicted(out / 2)))
 
 
 def test_every_task_in_the_table_is_named_after_its_key() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur._evaluate import Progress, check_data, combine_hashes, evaluate, example_hashes
-from secateur._stats import FREE, Statistics, check_weights, collect, of_group
+from secateur._stats import FREE, Statistics, can_give, check_weights, collect, of_group
 from secateur._surgery import apply, fingerprint_structure, receipt_for
 from secateur.errors import CutError, InputError, MissingStatistic, NonFinite, NothingToCut, StaleArtifact
 from secateur.schema.comparison import Agreement, Comparison
@@ -91,7 +91,7 @@ def score(
     check_weights(model, groups)
     for c in criteria:
         _check_kinds(c, groups)
-    needs = sorted({n for c in criteria for n in c.needs})
+    needs = sorted({n for c in criteria for n in (*c.needs, *(w for w in c.wants if can_give(task, w)))})
     stats = collect(model, groups, batches, task, needs, seed=seed, exact=exact, progress=progress)
     made = [_scores_of(c, stats, model, groups) for c in criteria]
     return made if several else made[0]
@@ -106,7 +106,8 @@ def scores_of(criterion: Criterion, stats: Statistics, model: nn.Module, groups:
 def _scores_of(criterion: Criterion, stats: Statistics, model: nn.Module, groups: Groups) -> Scores:
     columns: dict[str, list[tuple[float, ...]]] = {}
     for g, group in enumerate(groups.groups):
-        given = of_group(stats, model, groups, g, criterion.needs)
+        wanted = [w for w in criterion.wants if w in stats.needs]
+        given = of_group(stats, model, groups, g, (*criterion.needs, *wanted))
         _check_present(criterion, given, group)
         found = criterion.compute(given)
         for name, values in found.items():

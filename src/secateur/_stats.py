@@ -20,8 +20,13 @@ Statistics, per group (U units, P elements of a unit, padded with 0):
     gate_mean        [U]     mean over examples of g, nats
     gate_moments     [U, 4]  means of g, g^2, g^3, g^4
     gate_absolute    [U]     mean of |g|
-    gate_sampled/k   [U, 3]  means of s, s^2, g s with s = mean over k draws of (gate gradient of the task's
-                             curvature draw)^2: an unbiased estimate of the Gauss-Newton diagonal per example
+    gate_expected    [U, 4]  means of e, e^2, g e, g^2 e, where e is what g is expected to be from the model's own
+                             prediction: the gate gradient of `Task.tempered`, times the one factor (surer than right:
+                             positive; less sure: negative) with which it explains the losses' gradient along the
+                             model's output
+    gate_sampled/k   [U, 5]  means of s, s^2, g s, g^2 s, e s with s = mean over k draws of (gate gradient of the
+                             task's curvature draw)^2: an unbiased estimate of the Gauss-Newton diagonal per example;
+                             e s is 0 unless gate_expected is collected as well
     curvature_ratio  []      trace of the losses' Hessian over their squared gradient, both with respect to the model's
                              output and summed over examples: 1 where the model's probabilities are right, and what
                              the empirical Fisher information must be multiplied with where they are not
@@ -84,11 +89,11 @@ ROLES: Mapping[str, tuple[str, ...] | None] = {
 }
 FREE = ("units", "n", *(f"{role}_weights" for role in ROLES))
 PASS = (
-    *("gate_mean", "gate_moments", "gate_absolute", "gate_sampled", "gate_hessian", "curvature_ratio"),
+    *("gate_mean", "gate_moments", "gate_absolute", "gate_expected", "gate_sampled", "gate_hessian", "curvature_ratio"),
     *("activation", "input_norm"),
     *(f"{role}_gradients" for role in ROLES),
 )
-PER_EXAMPLE = ("gate_moments", "gate_absolute", "gate_sampled", "curvature_ratio")
+PER_EXAMPLE = ("gate_moments", "gate_absolute", "gate_expected", "gate_sampled", "curvature_ratio")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -140,6 +145,13 @@ def _add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: a[k] + b[k] if k in a and k in b else (a[k] if k in a else b[k]) for k in {**a, **b}}
 
 
+def can_give(task: Task, need: str) -> bool:
+    """Whether a task has what this statistic is made from."""
+    base = need.partition("/")[0]
+    made_from = {"gate_sampled": task.curvature, "gate_expected": task.tempered}
+    return (task.per_example or base not in PER_EXAMPLE) and made_from.get(base, task) is not None
+
+
 def check_needs(needs: Sequence[str], task: Task) -> None:
     """Refuse statistics that do not exist, or that this task cannot give.
 
@@ -162,8 +174,13 @@ def check_needs(needs: Sequence[str], task: Task) -> None:
             )
         if base == "gate_sampled" and task.curvature is None:
             raise MissingStatistic(
-                f"{base} needs labels drawn from the model, and task {task.name!r} does not say how",
+                f"{base} needs the curvature of the losses at the output, and task {task.name!r} does not say it",
                 todo="give sc.Task(curvature=...), or use a criterion with the empirical Fisher",
+            )
+        if base == "gate_expected" and task.tempered is None:
+            raise MissingStatistic(
+                f"{base} needs the model's own prediction, and task {task.name!r} does not say how to read it",
+                todo="give sc.Task(tempered=...), or use criteria.obd(first='plain')",
             )
 
 
@@ -274,10 +291,12 @@ def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs:
         elif base == "gate_hessian":
             scale = torch.tensor([1.0, 1.0 / stats.weight], dtype=torch.float64)
             found[base] = stats.sums[need][units] / stats.weight * scale
+        elif base == "gate_expected":
+            found[base] = stats.sums[need][units] / stats.weight * _factor(stats) ** torch.tensor([1, 2, 1, 1])
+        elif base == "gate_sampled":
+            found[base] = stats.sums[need][units] / stats.weight * _factor(stats) ** torch.tensor([0, 0, 0, 0, 1])
         elif base in PASS:
             found[base] = stats.sums[need][units] / stats.weight
-    if "gate_moments" in stats.sums:
-        found.setdefault("gate_moments", stats.sums["gate_moments"][units] / stats.weight)
     return found
 
 
@@ -317,6 +336,12 @@ def _ratio(stats: Statistics) -> Tensor:
             todo=_EMPIRICAL,
         )
     return trace / squares
+
+
+def _factor(stats: Statistics) -> Tensor:
+    """What the gradient of the tempered losses is multiplied with to be, along the output, that of the losses."""
+    losses, tempered = stats.sums.get("slopes", torch.zeros(2, dtype=torch.float64)).unbind()
+    return losses / tempered if tempered != 0 else tempered  # all logits equal: the prediction expects nothing
 
 
 def _input_norm(stats: Statistics, model: nn.Module, groups: Groups, g: int) -> Tensor:
@@ -432,16 +457,18 @@ def _plan(model: nn.Module, groups: Groups, needs: Sequence[str], *, exact: bool
 class _Found(NamedTuple):
     """What one batch gave.
 
-    losses: [N].  gates: [N, U].  drawn: k of [N, U].  inputs: parameter -> [axis, 5].
-    curvature: [2], see `_curvature`.
+    losses: [N].  gates: [N, U].  tempered: [N, U].  drawn: k of [N, U].  inputs: parameter -> [axis, 5].
+    curvature: [2], see `_curvature`.  slopes: [2], see `_slopes`.
     """
 
     losses: Tensor
     gates: Tensor | None
+    tempered: Tensor | None
     drawn: tuple[Tensor, ...]
     gradients: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
     curvature: Tensor | None
+    slopes: Tensor | None
 
 
 def _batch_statistics(
@@ -467,11 +494,17 @@ def _batch_statistics(
             sums["gate_absolute"] = w @ g.abs()
         if found.curvature is not None:
             sums["curvature_ratio"] = found.curvature
+        e = torch.zeros_like(g)
+        if found.tempered is not None and found.slopes is not None:
+            e = found.tempered.cpu().double()
+            _check_gates(e, groups, plan, where)
+            sums["gate_expected"] = torch.stack([w @ v for v in (e, e * e, g * e, g * g * e)], dim=1)
+            sums["slopes"] = found.slopes
         for need in needs:
             if need.startswith("gate_sampled"):
                 s = torch.stack([d.cpu().double().square() for d in found.drawn[: _count(need)]]).mean(0)
                 _check_gates(s, groups, plan, where)
-                sums[need] = torch.stack([w @ s, w @ s.square(), w @ (g * s)], dim=1)
+                sums[need] = torch.stack([w @ v for v in (s, s * s, g * s, g * g * s, e * s)], dim=1)
     for need in needs:
         if need.startswith("gate_hessian"):
             estimates = _hessian(model, plan, batch, task, _count(need), generator, w, where)
@@ -523,6 +556,7 @@ def _measure(
     watched = gated or bool(bases & {"activation", "input_norm"})
     gradients: dict[str, Tensor] = {}
     gates: Tensor | None = None
+    tempered: Tensor | None = None
     drawn: list[Tensor] = []
     taps = _Taps(plan, parameters, watch=watched, record=bases & {"activation", "input_norm"} != set())
     with _requiring(model, {*names, *checked}):
@@ -542,6 +576,10 @@ def _measure(
                 _verify(plan, groups, parameters, gates, totals)
             scale = 1.0 if task.per_example else float(w[0])
             gradients = {k: totals[k].double() * scale for k in names} if even else {}
+            if "gate_expected" in bases:
+                assert task.tempered is not None
+                surrogate = check_losses(task.tempered(out, batch), task, where=where)
+                tempered = taps.backward(surrogate, (), keep=True)[0]
             for _ in range(draws):
                 assert task.curvature is not None
                 surrogate = check_losses(task.curvature(out, batch, generator), task, where=where)
@@ -561,13 +599,21 @@ def _measure(
         slow = frozenset(range(len(groups.groups))) - frozenset(plan.tapped)
         if slow and plan.n_units:
             columns = _columns(plan, slow).to(gates.device)
-            gates = gates.index_copy(1, columns, _one_by_one(model, plan, slow, batch, task, n, None).to(gates))
-            for k in range(draws):
-                more = _one_by_one(model, plan, slow, batch, task, n, generator).to(gates)
-                drawn[k] = drawn[k].index_copy(1, columns, more)
+
+            def with_slow(fast: Tensor, losses_of: Callable[[Any, Batch], Tensor]) -> Tensor:
+                more = _one_by_one(model, plan, slow, batch, task, losses_of, n)
+                return fast.index_copy(1, columns, more.to(fast))
+
+            gates = with_slow(gates, task.losses)
+            if tempered is not None and task.tempered is not None:
+                tempered = with_slow(tempered, task.tempered)
+            if draws and task.curvature is not None:
+                curvature_of = task.curvature
+                drawn = [with_slow(d, lambda out, batch: curvature_of(out, batch, generator)) for d in drawn]
     plan.verified |= set(range(len(groups.groups)))
     curvature = _curvature(out, batch, task, w, generator) if "curvature_ratio" in bases else None
-    return _Found(losses.detach(), gates, tuple(drawn), gradients, dict(taps.inputs), curvature)
+    slopes = _slopes(out, batch, task, w) if tempered is not None else None
+    return _Found(losses.detach(), gates, tempered, tuple(drawn), gradients, dict(taps.inputs), curvature, slopes)
 
 
 def _rehearsed(model: nn.Module, groups: Groups, plan: _Plan, batch: Batch, task: Task, needs: Sequence[str]) -> _Plan:
@@ -586,7 +632,7 @@ def _rehearsed(model: nn.Module, groups: Groups, plan: _Plan, batch: Batch, task
 
 
 _FEW = 16
-_GATED = frozenset({"gate_mean", "gate_moments", "gate_absolute", "gate_sampled", "curvature_ratio"})
+_GATED = frozenset({"gate_mean", "gate_moments", "gate_absolute", "gate_expected", "gate_sampled", "curvature_ratio"})
 _EMPIRICAL = "use criteria.obd(curvature='empirical')"
 _HALF = "look at the inputs; in half precision, try bfloat16 or float32"
 
@@ -1081,21 +1127,16 @@ def _one_by_one(
     chosen: frozenset[int],
     batch: Batch,
     task: Task,
+    losses_of: Callable[[Any, Batch], Tensor],
     n: int,
-    generator: torch.Generator | None,
 ) -> Tensor:
-    """Gate gradients [N, units of the chosen groups]; of the task's curvature draw if a generator is given."""
+    """Gate gradients [N, units of the chosen groups] of losses_of(out, batch) -> [N]."""
     run = _gated_output(model, plan, chosen, task)
     device = device_of(model)
     ones = torch.ones(len(_columns(plan, chosen)), device=device, dtype=_gate_dtype(model))
 
     def loss(gates: Tensor, one: Batch) -> Tensor:
-        out = run(gates, one)
-        if generator is None:
-            values = task.losses(out, one)
-        else:
-            assert task.curvature is not None
-            values = task.curvature(out, one, generator)
+        values = losses_of(run(gates, one), one)
         if values.shape != (1,):
             raise TaskShapeError(
                 f"task {task.name!r} does not give one loss for one example",
@@ -1176,12 +1217,8 @@ def _vmapped(loss: Callable[[Tensor, Batch], Tensor], ones: Tensor, batch: Batch
 # Second order
 
 
-def _curvature(out: Any, batch: Batch, task: Task, w: Tensor, generator: torch.Generator) -> Tensor:
-    """(sum over n of w tr H[n], sum over n of w |grad[n]|^2) of the losses with respect to the output: [2] float64.
-
-    The trace is exact for small outputs (up to 32 numbers per example), else estimated with random signs. Only the
-    loss function is differentiated, not the model.
-    """
+def _leaves_of(out: Any) -> tuple[Any, list[Tensor]]:
+    """The output cut off from the model, and the tensors in it by which losses can be differentiated."""
     spots: list[Tensor] = []
 
     def detach(item: Any) -> Any:
@@ -1190,7 +1227,30 @@ def _curvature(out: Any, batch: Batch, task: Task, w: Tensor, generator: torch.G
             return spots[-1]
         return item
 
-    values = task.losses(map_leaves(detach, out), batch)
+    return map_leaves(detach, out), spots
+
+
+def _slopes(out: Any, batch: Batch, task: Task, w: Tensor) -> Tensor:
+    """How losses and tempered losses rise along the output: sums over n of w <out[n], grad[n]>, [2] float64."""
+    assert task.tempered is not None
+    own, spots = _leaves_of(out)
+    slopes = torch.zeros(2, dtype=torch.float64)
+    for k, losses_of in enumerate((task.losses, task.tempered)):
+        grads = torch.autograd.grad((w * losses_of(own, batch)).sum(), spots, allow_unused=True)
+        for spot, grad in zip(spots, grads, strict=True):
+            if grad is not None:
+                slopes[k] += (spot.detach().double() * grad.double()).sum().cpu()
+    return slopes
+
+
+def _curvature(out: Any, batch: Batch, task: Task, w: Tensor, generator: torch.Generator) -> Tensor:
+    """(sum over n of w tr H[n], sum over n of w |grad[n]|^2) of the losses with respect to the output: [2] float64.
+
+    The trace is exact for small outputs (up to 32 numbers per example), else estimated with random signs. Only the
+    loss function is differentiated, not the model.
+    """
+    own, spots = _leaves_of(out)
+    values = task.losses(own, batch)
     trace, squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     try:
         # Two gradients: with the root of the weights, so that squares have the weight; and with the weights, whose

@@ -1,4 +1,7 @@
-"""Standard errors of means over examples, from raw moments of the gate gradient g: m[u, k] = mean of g^(k+1)."""
+"""Standard errors of means over examples, from means of products.
+
+Those of the gate gradient g alone are raw moments: m[u, k] = mean of g^(k+1).
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,26 @@ def of_half_square(m: Tensor, n: Tensor) -> Tensor:
     return (_variance(m[:, 3], m[:, 1]) / n).sqrt() / 2
 
 
-def of_expansion(m: Tensor, n: Tensor, factor: Tensor | float = 1.0, share: Tensor | float = 1.0) -> Tensor:
-    """Standard error of mean of -share g + factor g^2 / 2, [U]: both terms come from the same, correlated, examples."""
-    covariance = m[:, 2] - m[:, 0] * m[:, 1]
-    first, second = _variance(m[:, 1], m[:, 0]), _variance(m[:, 3], m[:, 1])
-    variance = share**2 * first + factor**2 * second / 4 - share * factor * covariance
+def of_sum(factors: Tensor, means: Tensor, products: Tensor, n: Tensor) -> Tensor:
+    """Standard error of the mean of sum over i of factors[i] x[n, u, i], [U]; the x of one example are correlated.
+
+    Args:
+        factors: [k].  means: [U, k] of x.  products: [U, k, k], means of x[i] x[j].
+    """
+    covariance = products - means.unsqueeze(2) * means.unsqueeze(1)
+    variance = torch.einsum("i,uij,j->u", factors, covariance, factors)
     return (variance.clamp(min=0) / n).sqrt()
 
 
-def signal(m: Tensor, n: Tensor) -> Tensor:
-    """The share of the spread of mean g over units that is not noise of the examples: max(0, 1 - 1 / mean z^2), [].
+def signal(mean: Tensor, error: Tensor) -> Tensor:
+    """The share of the spread of means over units that is not noise of the examples: max(0, 1 - 1 / mean z^2), [].
 
-    z = mean g / its standard error. The positive-part James-Stein estimate (Stein 1961; Efron & Morris 1973) for
-    means whose true size is in proportion to their noise.
+    z = mean / its standard error. The positive-part James-Stein estimate (Stein 1961; Efron & Morris 1973) for
+    means whose true size is in proportion to their noise. 1 where nothing is noisy.
     """
-    error = of_linear(m, n)
-    alive = error > 0
-    z2 = (m[alive, 0] / error[alive]).square()
-    return m.new_ones(()) if len(z2) == 0 else (1 - 1 / z2.mean().clamp(min=1e-300)).clamp(min=0)
+    noisy = error > 0
+    z2 = (mean[noisy] / error[noisy]).square()
+    return mean.new_ones(()) if len(z2) == 0 else (1 - 1 / z2.mean().clamp(min=1e-300)).clamp(min=0)
 
 
 def _variance(second: Tensor, first: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ def hutchinson(probes: int = 8) -> Criterion:
     return Criterion(
         name="hutchinson",
         needs=("gate_mean", need),
+        wants=("gate_moments",),
         unit="nats",
         order=2,
         source="LeCun et al. 1990, eq. 2; Yao et al. 2021, arXiv:2006.00719, eq. 6",

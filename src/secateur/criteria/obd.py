@@ -1,7 +1,9 @@
 """Optimal brain damage of a unit: first order with its sign, plus half the curvature.
 
 Sources: LeCun, Denker & Solla 1990 (Optimal Brain Damage, eq. 2); Theis et al. 2018, arXiv:1801.05787, for the
-Fisher information in the Hessian's place; the sampled Gauss-Newton: Martens 2020, arXiv:1412.1193, section 9.
+Fisher information in the Hessian's place; the sampled Gauss-Newton: Martens 2020, arXiv:1412.1193, section 9; the
+first order without the noise of labels: Fay & Herriot 1979 (a direct estimate, shrunk towards what a model expects),
+with Guo et al. 2017, arXiv:1706.04599 (one temperature) as the model.
 """
 
 from __future__ import annotations
@@ -16,16 +18,24 @@ from secateur.criteria import _moments
 from secateur.errors import InputError
 from secateur.schema.members import Criterion
 
+First = Literal["expected", "plain", "shrunk"]
+Curvature = Literal["combined", "calibrated", "empirical", "sampled"]
 
-def obd(
-    *,
-    curvature: Literal["calibrated", "empirical", "sampled"] = "calibrated",
-    draws: int = 1,
-    shrink: bool = False,
-) -> Criterion:
+
+def obd(*, first: First = "expected", curvature: Curvature = "calibrated", draws: int = 1) -> Criterion:
     """Predicted loss change when unit u goes: score[u] = a[u] + b[u], at scale 1 - t of the unit t a + t^2 b.
 
-    a[u] = -mean over n of g[n, u]; b[u] = 1/2 mean over n of s[n, u], where s stands for the second derivative:
+    First order, from g[n, u], the gradient of the loss of example n with respect to the gate of u:
+
+    `expected`: a[u] = -mean over n of (e + share (g - e)), where e[n, u] (the statistic `gate_expected`) is what g is
+        on average where the model's prediction, at another temperature, is right. In a trained network most of the
+        mean of g is noise of the labels: e has none of it. What g has beyond e counts by the share of it, per group,
+        that is signal and not noise of the examples (positive-part James-Stein): with few examples next to nothing,
+        with very many all. A task that has no such prediction (regression, most losses of your own) gets `plain`.
+    `plain`: a[u] = -mean over n of g[n, u]: unbiased.
+    `shrunk`: as `expected`, with e = 0.
+
+    Curvature: b[u] = 1/2 mean over n of s[n, u], where s stands for the second derivative:
 
     `calibrated`: s = r g[n, u]^2, where r (the statistic `curvature_ratio`) is the trace of the losses' Hessian over
         their squared gradient, both with respect to the model's output. Where the model's probabilities are right,
@@ -33,57 +43,64 @@ def obd(
         ResNet-20 r = 0.57 on test images, and the losses measured when units were taken away rose 0.60 times as fast
         as the uncorrected prediction. No further pass over the model.
     `empirical`: s = g[n, u]^2, as in the source, without r; for losses that have no curvature at the output.
-    `sampled`: s = the same square for labels drawn from the model: an unbiased estimate of the Gauss-Newton
-        diagonal, at the price of one more backward pass per draw; the only one that works for `match_output`.
+    `sampled`: s = the square of the gate gradient of random surrogate losses with that curvature: an unbiased
+        estimate of the Gauss-Newton diagonal, at the price of one more backward pass per draw; the only one that
+        works for `match_output`.
+    `combined`: the mean of `calibrated` and `sampled`, whose noise is independent.
 
     Args:
-        curvature: as above.  draws: drawn labels per example, for `sampled`.
-        shrink: multiply a by the share of it, per group, that is signal and not noise of the examples (positive-part
-            James-Stein, from the standard errors of the same pass). For few examples or a nearly saturated network,
-            where the first order is mostly noise and would rank units by it; with thousands of examples it throws
-            signal away (benchmarks/README.md, `scores.py`). No longer an expansion: order 0.
+        first, curvature: as above.  draws: of `sampled` and `combined`, per example.
 
-    Nats; may be negative. Order 1: all three stand for the Hessian and are not it (`hutchinson` is of order 2).
-    A unit that nothing depends on scores 0. The standard error takes r as known.
+    Nats; may be negative. Order 1 with the plain first order: all curvatures stand for the Hessian and are not it
+    (`hutchinson` is of order 2); the others are estimates of that expansion and not it. A unit that nothing depends
+    on scores 0. The standard error takes r, the temperature and the share as known.
     """
-    if curvature not in ("calibrated", "empirical", "sampled") or draws < 1:
+    if first not in ("expected", "plain", "shrunk"):
+        raise InputError("no such first order", expected="expected, plain or shrunk", got=first)
+    if curvature not in ("combined", "calibrated", "empirical", "sampled") or draws < 1:
         raise InputError(
             "no such curvature",
-            expected="calibrated, empirical or sampled, draws >= 1",
+            expected="combined, calibrated, empirical or sampled, draws >= 1",
             got=f"{curvature}, draws={draws}",
         )
+    # s = by_square g^2 + by_draw d, where d is the square of the drawn gate gradient.
+    by_draw = {"sampled": 1.0, "combined": 0.5}.get(curvature, 0.0)
+    weighs = curvature in ("calibrated", "combined")
+    needs = (("curvature_ratio",) if weighs else ()) + ((f"gate_sampled/{draws}",) if by_draw else ())
 
-    def squares(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        m = stats["gate_moments"]
-        ratio = stats["curvature_ratio"] if curvature == "calibrated" else m.new_ones(())
-        share = _moments.signal(m, stats["n"]) if shrink else m.new_ones(())
-        linear, quadratic = -share * m[:, 0], ratio * m[:, 1] / 2
+    def compute(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        g, gg, ggg, gggg = stats["gate_moments"].unbind(1)  # a name of letters stands for the mean of their product
+        nothing = (torch.zeros_like(g),) * 5
+        expects = first == "expected" and "gate_expected" in stats
+        e, ee, ge, gge = stats["gate_expected"].unbind(1) if expects else nothing[:4]
+        d, dd, gd, ggd, ed = stats["gate_sampled"].unbind(1) if by_draw else nothing
+        by_square = (1 - by_draw) * (stats["curvature_ratio"] if weighs else g.new_ones(()))
+
+        s, gs = by_square * gg + by_draw * d, by_square * ggg + by_draw * gd
+        es = by_square * gge + by_draw * ed * expects
+        ss = by_square**2 * gggg + 2 * by_square * by_draw * ggd + by_draw**2 * dd
+        means = torch.stack([g, e, s], 1)
+        products = torch.stack([gg, ge, gs, ge, ee, es, gs, es, ss], 1).unflatten(1, (3, 3))
+        share = g.new_ones(())
+        if expects or first == "shrunk":
+            off = _moments.of_sum(g.new_tensor([1.0, -1.0, 0.0]), means, products, stats["n"])
+            share = _moments.signal(g - e, off)
+        factors = torch.stack([-share, share - 1, torch.full_like(share, 0.5)])
+        linear, quadratic = means[:, :2] @ factors[:2], s / 2
         return {
             "value": linear + quadratic,
-            "error": _moments.of_expansion(m, stats["n"], ratio, share),
+            "error": _moments.of_sum(factors, means, products, stats["n"]),
             "linear": linear,
             "quadratic": quadratic,
         }
 
-    def sampled(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        m, (s, s2, gs) = stats["gate_moments"], stats["gate_sampled"].unbind(1)
-        share = _moments.signal(m, stats["n"]) if shrink else m.new_ones(())
-        linear, quadratic = -share * m[:, 0], s / 2
-        first, second = m[:, 1] - m[:, 0].square(), s2 - s.square()
-        variance = share**2 * first + second / 4 - share * (gs - m[:, 0] * s)
-        return {
-            "value": linear + quadratic,
-            "error": torch.sqrt(variance.clamp(min=0) / stats["n"]),
-            "linear": linear,
-            "quadratic": quadratic,
-        }
-
-    extra = {"calibrated": ("curvature_ratio",), "empirical": (), "sampled": (f"gate_sampled/{draws}",)}
+    options = ("" if curvature == "calibrated" else f"_{curvature}") + ("" if first == "expected" else f"_{first}")
     return Criterion(
-        name="obd" + ("" if curvature == "calibrated" else f"_{curvature}") + ("_shrunk" if shrink else ""),
-        needs=("gate_moments", *extra[curvature]),
+        name=f"obd{options}",
+        needs=("gate_moments", *needs),
+        wants=("gate_expected",) if first == "expected" else (),
         unit="nats",
-        order=0 if shrink else 1,
+        order=1 if first == "plain" else 0,
         source="LeCun et al. 1990, eq. 2; Theis et al. 2018, arXiv:1801.05787, eq. 8",
-        compute=sampled if curvature == "sampled" else squares,
+        compute=compute,
     )

@@ -31,6 +31,7 @@ def taylor() -> Criterion:
     return Criterion(
         name="taylor",
         needs=("gate_mean",),
+        wants=("gate_moments",),
         unit="nats",
         order=1,
         source="Molchanov et al. 2019, arXiv:1906.10771, eq. 5 before the square",
@@ -53,6 +54,7 @@ def absolute_taylor() -> Criterion:
     return Criterion(
         name="absolute_taylor",
         needs=("gate_mean",),
+        wants=("gate_moments",),
         unit="nats",
         order=0,
         source="Molchanov et al. 2019, arXiv:1906.10771, gate form, without the square",

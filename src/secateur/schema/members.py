@@ -24,6 +24,7 @@ class Criterion:
 
     Attributes:
         name: as in the table.  needs: names of the statistics (see `secateur._stats`).
+        wants: statistics that it uses where the task can give them.
         unit: `nats` where the value is a predicted loss increase, else `a.u.`.
         order: of the expansion in the scale of the unit; 0 where it is none.
         source: authors, year, arXiv, equation.
@@ -37,6 +38,7 @@ class Criterion:
     order: int
     source: str
     compute: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    wants: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
 
 

@@ -25,8 +25,12 @@ class Task:
         groups: (batch) -> N hashable keys: examples with one key depend on each other (one patient, one video).
         labels: False where the target is the dense model's own output: its loss and the gradient of it are then zero.
         curvature: (out, batch, generator) -> [N]: random surrogate losses whose gradients with respect to `out` have
-            mean zero and the Hessian of the losses as second moment; for a log-likelihood, the loss at labels drawn
-            from the model itself. None = criteria that need it say so.
+            mean zero and the Hessian of the losses as second moment; for a log-likelihood, that of the loss at labels
+            drawn from the model itself. None = criteria that need it say so.
+        tempered: (out, batch) -> [N]: the losses where the labels are spread as the model's own prediction at twice
+            its temperature. Their gradient with respect to `out` points where that of the losses points on average if
+            the model is surer, or less sure, than it is right. None = no such prediction; nothing is refused then, but
+            scores are noisier.
         per_example: False where only a scalar mean loss exists; then there are no standard errors.
         name: for reports and file names.
     """
@@ -37,6 +41,7 @@ class Task:
     weights: Callable[[Batch], Tensor] | None = None
     groups: Callable[[Batch], Iterable[object]] | None = None
     curvature: Callable[[Any, Batch, torch.Generator], Tensor] | None = None
+    tempered: Callable[[Any, Batch], Tensor] | None = None
     labels: bool = True
     per_example: bool = True
     name: str = "task"

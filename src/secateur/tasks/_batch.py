@@ -89,11 +89,25 @@ def flat(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1)
 
 
-def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Labels drawn from softmax(logits) over the last axis: [..., C] -> [...].
+def signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """-1 or 1 at random, in the shape of `like`."""
+    uniform = torch.rand(like.shape, generator=generator, device=generator.device)
+    return (uniform < 0.5).to(like.device, like.dtype) * 2 - 1
 
-    By the Gumbel trick, which also works under `torch.func.vmap`.
+
+def softmax_curvature(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Surrogates whose gradient has the Hessian of cross-entropy as second moment: [..., C] -> [...].
+
+    The gradient is R z with R = diag(sqrt p) - p sqrt(p)^T, since R R^T = diag p - p p^T, and random signs z. Labels
+    drawn from p have that second moment as well, but where the model is sure nearly all of it comes from the few
+    draws of a rare label; random signs keep the variance of a square at twice the square of its mean.
     """
-    uniform = torch.rand(logits.shape, generator=generator, dtype=torch.float64, device=generator.device)
-    gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
-    return (logits.detach().double() + gumbel.to(logits.device)).argmax(-1)
+    p = logits.detach().softmax(-1)
+    root = p.sqrt() * signs(p, generator)
+    surrogate: Tensor = (logits * (root - p * root.sum(-1, keepdim=True))).sum(-1)
+    return surrogate
+
+
+def softened(logits: Tensor) -> Tensor:
+    """softmax(logits / 2) over the last axis: the prediction at twice its temperature, taken as known."""
+    return (logits.detach() / 2).softmax(-1)

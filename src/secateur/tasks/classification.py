@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.schema.task import Task
-from secateur.tasks._batch import draw, first, refuse, run, split
+from secateur.tasks._batch import first, refuse, run, softened, softmax_curvature, split
 
 
 def classification(*, label_smoothing: float = 0.0) -> Task:
@@ -47,7 +47,12 @@ def classification(*, label_smoothing: float = 0.0) -> Task:
         return (logits.argmax(-1) == (labels.argmax(-1) if labels.ndim == 2 else labels)).to(logits.dtype)
 
     def curvature(out: Any, batch: Any, generator: torch.Generator) -> Tensor:
-        logits = first(out)
-        return F.cross_entropy(logits, draw(logits, generator), reduction="none")
+        return softmax_curvature(first(out), generator)
 
-    return Task(forward=run, losses=losses, correct=correct, curvature=curvature, name="classification")
+    def tempered(out: Any, batch: Any) -> Tensor:
+        logits, _ = read(out, batch)
+        return F.cross_entropy(logits, softened(logits), reduction="none")
+
+    return Task(
+        forward=run, losses=losses, correct=correct, curvature=curvature, tempered=tempered, name="classification"
+    )

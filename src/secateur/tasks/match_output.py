@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur._evaluate import mode
 from secateur.errors import TaskShapeError, UnknownName
 from secateur.schema.task import Task
-from secateur.tasks._batch import draw, first, flat, run
+from secateur.tasks._batch import first, flat, run, signs, softmax_curvature
 
 
 def match_output(
@@ -24,7 +24,7 @@ def match_output(
     `squared`: losses[n] = 1/2 sum (out[n] - teacher[n])^2, nats of a unit normal; no `correct`.
 
     The loss of the dense model is 0 and so is its gradient: criteria that take the curvature from the gradients of
-    the losses see nothing. Use one that draws its labels from the model, such as `obd(curvature="sampled")`.
+    the losses see nothing. Use one that takes it from the model's output, such as `obd(curvature="sampled")`.
 
     Args:
         teacher: runs in eval mode without gradients, on every batch again. Do not train it meanwhile: give a copy.
@@ -64,9 +64,7 @@ def match_output(
         return flat(same.to(values.dtype)).mean(-1)
 
     def kl_curvature(out: Any, batch: Any, generator: torch.Generator) -> Tensor:
-        values = first(out)
-        drawn = draw(values, generator).unsqueeze(-1)
-        each = flat(-values.log_softmax(-1).gather(-1, drawn).squeeze(-1))
+        each = flat(softmax_curvature(first(out), generator))
         return each.sum(-1) / math.sqrt(each.shape[-1])
 
     def squared(out: Any, batch: Any) -> Tensor:
@@ -75,8 +73,8 @@ def match_output(
 
     def squared_curvature(out: Any, batch: Any, generator: torch.Generator) -> Tensor:
         values = flat(first(out))
-        noise = torch.randn(values.shape, generator=generator, dtype=torch.float64, device=generator.device)
-        return (values * noise.to(values.device, values.dtype)).sum(-1)
+        surrogate: Tensor = (values * signs(values, generator)).sum(-1)
+        return surrogate
 
     if distance == "squared":
         return Task(forward=forward, losses=squared, curvature=squared_curvature, labels=False, name="match_output")

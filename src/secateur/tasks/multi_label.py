@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.schema.task import Task
-from secateur.tasks._batch import first, flat, refuse, run, split
+from secateur.tasks._batch import first, flat, refuse, run, signs, split
 
 
 def multi_label() -> Task:
@@ -45,8 +45,13 @@ def multi_label() -> Task:
 
     def curvature(out: Any, batch: Any, generator: torch.Generator) -> Tensor:
         logits, _ = read(out, batch)
-        uniform = torch.rand(logits.shape, generator=generator, dtype=torch.float64, device=generator.device)
-        drawn = (uniform.to(logits.device) < logits.detach().sigmoid()).to(logits.dtype)
-        return F.binary_cross_entropy_with_logits(logits, drawn, reduction="none").sum(-1)
+        p = logits.detach().sigmoid()
+        surrogate: Tensor = (logits * (p * (1 - p)).sqrt() * signs(p, generator)).sum(-1)
+        return surrogate
 
-    return Task(forward=run, losses=losses, correct=correct, curvature=curvature, name="multi_label")
+    def tempered(out: Any, batch: Any) -> Tensor:
+        logits, _ = read(out, batch)
+        spread = (logits.detach() / 2).sigmoid()
+        return F.binary_cross_entropy_with_logits(logits, spread, reduction="none").sum(-1)
+
+    return Task(forward=run, losses=losses, correct=correct, curvature=curvature, tempered=tempered, name="multi_label")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.errors import InputError
 from secateur.schema.task import Task
-from secateur.tasks._batch import first, flat, refuse, run, split
+from secateur.tasks._batch import first, flat, refuse, run, signs, split
 
 
 def regression(*, scale: float = 1.0, tolerance: float | None = None) -> Task:
@@ -46,8 +46,7 @@ def regression(*, scale: float = 1.0, tolerance: float | None = None) -> Task:
 
     def curvature(out: Any, batch: Any, generator: torch.Generator) -> Tensor:
         off = error(out, batch)
-        noise = torch.randn(off.shape, generator=generator, dtype=torch.float64, device=generator.device)
-        return (off * noise.to(off.device, off.dtype)).sum(-1)
+        return (off * signs(off, generator)).sum(-1)
 
     return Task(
         forward=run,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.errors import TaskShapeError
 from secateur.schema.task import Task
-from secateur.tasks._batch import draw, first, flat, refuse, run, split
+from secateur.tasks._batch import first, flat, refuse, run, softened, softmax_curvature, split
 
 # (out, batch) -> (logits [N, T, C], labels [N, T])
 Read = Callable[[Any, Any], tuple[Tensor, Tensor]]
@@ -126,10 +126,15 @@ def _per_token(name: str, read: Read, weights: Callable[[Any], Tensor], ignore_i
 
     def curvature(out: Any, batch: Any, generator: torch.Generator) -> Tensor:
         logits, labels = read(out, batch)
-        each = F.cross_entropy(logits.transpose(1, 2), draw(logits, generator), reduction="none")
         counted = labels.ne(ignore_index)
-        # Independent labels: the second moment of the sum is the sum of the tokens' Hessians; the loss is their mean.
+        # Independent signs: the second moment of the sum is the sum of the tokens' Hessians; the loss is their mean.
+        each = softmax_curvature(logits, generator)
         return (each * counted).sum(-1) / counted.sum(-1).clamp(min=1).sqrt()
+
+    def tempered(out: Any, batch: Any) -> Tensor:
+        logits, labels = read(out, batch)
+        each = F.cross_entropy(logits.transpose(1, 2), softened(logits).transpose(1, 2), reduction="none")
+        return mean(each, labels)
 
     def check(batch: Any) -> Tensor:
         counts = weights(batch)
@@ -137,4 +142,12 @@ def _per_token(name: str, read: Read, weights: Callable[[Any], Tensor], ignore_i
             raise TaskShapeError(f"the labels of task {name!r} have too few axes", got=list(counts.shape))
         return counts
 
-    return Task(forward=run, losses=losses, correct=correct, weights=check, curvature=curvature, name=name)
+    return Task(
+        forward=run,
+        losses=losses,
+        correct=correct,
+        weights=check,
+        curvature=curvature,
+        tempered=tempered,
+        name=name,
+    )
