@@ -19,7 +19,9 @@ from secateur._couple import couple
 from secateur._cut import cut
 from secateur._surgery import (
     apply,
+    borrow,
     compose,
+    duplicate,
     fingerprint_structure,
     fingerprint_weights,
     package_version,
@@ -285,3 +287,46 @@ def test_fingerprints_tell_structure_from_weights() -> None:
         same.a.weight[0, 0] += 1e-6
     assert fingerprint_weights(same) != fingerprint_weights(model)
     assert fingerprint_weights(model.bfloat16())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_duplicate_is_what_deepcopy_makes(name: str) -> None:
+    model, inputs = build(name)
+    expected, made = copy.deepcopy(model), duplicate(model)
+    for (path, a), (other, b), own in zip(expected.named_modules(), made.named_modules(), model.modules(), strict=True):
+        assert path == other
+        assert type(a) is type(b)
+        assert list(vars(a)) == list(vars(b))
+        assert b is not own
+        assert b.training == own.training
+    assert fingerprint_weights(made) == fingerprint_weights(expected) == fingerprint_weights(model)
+    lent = {t.untyped_storage().data_ptr() for _, _, t in tensors(model)}
+    assert not lent & {t.untyped_storage().data_ptr() for _, _, t in tensors(made)}
+    assert gap(run(made.eval(), inputs), run(model.eval(), inputs)) == 0.0
+
+
+def test_a_duplicate_respects_what_a_class_says_about_copies() -> None:
+    class Counted(nn.Linear):
+        def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+            return nn.Identity()
+
+    settings = {"width": [3]}
+    model = nn.Sequential(Counted(2, 2), nn.Linear(2, 2))
+    model.settings = settings  # type: ignore[assignment]
+    model[1].owner = settings  # type: ignore[assignment]
+    made = duplicate(model)
+    assert type(made[0]) is nn.Identity
+    assert made.settings is made[1].owner
+    assert made.settings is not settings
+    assert made.settings["width"] is not settings["width"]
+
+
+def test_a_borrowed_duplicate_reads_the_memory_of_the_original_through_tensors_of_its_own() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model[0].weight.requires_grad_(False)
+    made = duplicate(model, borrow(model))
+    for (_, _, mine), (_, _, theirs) in zip(tensors(made), tensors(model), strict=True):
+        assert mine is not theirs
+        assert mine.data_ptr() == theirs.data_ptr()
+        assert mine.requires_grad == theirs.requires_grad
+        assert type(mine) is type(theirs)

@@ -144,6 +144,59 @@ def test_closures_and_settings_objects_are_looked_into() -> None:
     assert config.width == 8
 
 
+def test_training_is_recorded_only_where_the_forward_asks_for_it() -> None:
+    class Asks(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if self.training else super().forward(x + 1)
+
+    layers = [nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 2)]
+    x = torch.randn(3, 4)
+    assert [r.mode for r in trace(nn.Sequential(*layers), x).runs] == ["eval"]
+    assert [r.mode for r in trace(Asks(*layers), x).runs] == ["eval", "train"]
+    assert "training" not in vars(nn.Module)
+
+
+def test_a_class_with_its_own_train_method_is_recorded_in_both_modes() -> None:
+    class Folds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.scaled = nn.Linear(4, 4), True
+
+        def train(self, mode: bool = True) -> Folds:
+            self.scaled = mode
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).tanh() if self.scaled else self.layer(x)
+
+    assert [r.mode for r in trace(Folds(), torch.randn(3, 4)).runs] == ["eval", "train"]
+
+
+@pytest.mark.parametrize("swallow", [False, True])
+def test_a_forward_that_writes_its_own_weights_writes_those_of_a_copy(swallow: bool) -> None:
+    class Clamps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            try:
+                self.first.weight.data[:2].clamp_(-0.01, 0.01)
+            except Exception:
+                if not swallow:
+                    raise
+            return self.last(self.first(x))
+
+    model = Clamps()
+    before = fingerprint_weights(model)
+    graph = trace(model, torch.randn(3, 4))
+    assert fingerprint_weights(model) == before
+    assert any("clamp" in n.op for n in graph.runs[0].nodes)
+    assert any(n.op.startswith("aten.add_") for n in graph.runs[0].nodes)
+
+
 def test_training_is_recorded_where_it_differs() -> None:
     class Auxiliary(nn.Module):
         def __init__(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import operator
 import os
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur._surgery import borrow, duplicate
 from secateur._units import call, extent_value, offsets
 from secateur.errors import CutError, TraceError
 from secateur.ops import rule_key
@@ -175,11 +177,18 @@ def source_line() -> str:
     """`folder/file.py:line` of the innermost frame that is neither torch's nor ours: the user's forward."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
-        path = frame.f_code.co_filename
-        if path.startswith(_DEMO) or not path.startswith((_HERE, _TORCH, "<")):
-            return f"{'/'.join(path.split(os.sep)[-2:])}:{frame.f_lineno}"
+        name = _name_of_source(frame.f_code.co_filename)
+        if name:
+            return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+@functools.cache
+def _name_of_source(path: str) -> str:
+    """`folder/file.py`; empty for torch's files and ours."""
+    theirs = path.startswith(_DEMO) or not path.startswith((_HERE, _TORCH, "<"))
+    return "/".join(path.split(os.sep)[-2:]) if theirs else ""
 
 
 def plain(item: Any) -> Any:
@@ -280,13 +289,14 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.silent or func.namespace == "prim":  # questions about a tensor (its device), not operations on it
+        name, is_question, is_composite = _described(func)
+        if self.silent or is_question:
             return func(*args, **kwargs)
         # under inference mode nobody has taken composite operations apart before they come here
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if is_composite:
             with self:
                 return func.decompose(*args, **kwargs)
-        return self.watcher.operation(str(func), func, tuple(args), dict(kwargs))
+        return self.watcher.operation(name, func, tuple(args), dict(kwargs))
 
     @contextlib.contextmanager
     def silence(self) -> Iterator[None]:
@@ -296,6 +306,13 @@ class _Operations(TorchDispatchMode):
             yield
         finally:
             self.silent = before
+
+
+@functools.cache
+def _described(func: Any) -> tuple[str, bool, bool]:
+    """Name of an ATen operation; is it only a question about a tensor (its device)?  is it made of other operations?"""
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return str(func), func.namespace == "prim", composite
 
 
 def run_watched(model: Callable[..., Any], inputs: Any, watcher: Watcher) -> Any:
@@ -314,16 +331,21 @@ def run_watched(model: Callable[..., Any], inputs: Any, watcher: Watcher) -> Any
             gc.enable()
 
 
-def stage(model: nn.Module, session: Session) -> tuple[nn.Module, list[tuple[Attribute, int]], dict[int, str]]:
+def stage(
+    model: nn.Module, session: Session, *, borrowed: bool = False
+) -> tuple[nn.Module, list[tuple[Attribute, int]], dict[int, str]]:
     """A throw-away copy, ready to be watched.
 
     Classes that cannot hold uneven sizes are swapped, integer attributes are traced, and tied weights become distinct
     tensors on the same memory, so that it shows under which name each one is read.
 
+    Args:
+        borrowed: the copy reads the weights of `model` where they lie, and must not write them.
+
     Returns:
         The copy, its integer attributes with values, and the name of each parameter and buffer by its id.
     """
-    double = copy.deepcopy(model)
+    double = duplicate(model, borrow(model) if borrowed else None)
     for module in double.modules():
         key = swap_key(module)
         if key is not None:
@@ -394,6 +416,34 @@ def set_mode(model: nn.Module, mode: str) -> None:
             module.eval()
 
 
+# their training flag does not change a recording: `set_mode`, `_Functions._dropout` and `quiet` see to that
+_INDIFFERENT = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    *(nn.LSTM, nn.GRU, nn.RNN),
+)
+
+
+@contextlib.contextmanager
+def training_flags_read() -> Iterator[list[nn.Module]]:
+    """The modules that ask, while this lasts, whether they are being trained, and act on the answer."""
+    asked: list[nn.Module] = []
+
+    def read(module: nn.Module) -> bool:
+        if not (type(module) in _INDIFFERENT or isinstance(module, nn.modules.batchnorm._BatchNorm)):
+            asked.append(module)
+        return vars(module)["training"]  # type: ignore[no-any-return]
+
+    def write(module: nn.Module, value: bool) -> None:
+        vars(module)["training"] = value
+
+    # a property of the class goes before the value of the instance
+    nn.Module.training = property(read, write)  # type: ignore[assignment]
+    try:
+        yield asked
+    finally:
+        del nn.Module.training
+
+
 def map_tensors(item: Any, function: Callable[[Tensor], Any]) -> Any:
     """`item` with `function` applied to every tensor in nested tuples, lists and mappings."""
     if isinstance(item, Tensor):
@@ -410,6 +460,8 @@ def map_tensors(item: Any, function: Callable[[Tensor], Any]) -> Any:
 
 def leaves(item: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists, mappings and simple output objects, in order."""
+    if isinstance(item, Tensor):
+        return [item]
     found: list[Tensor] = []
     seen: set[int] = set()
 

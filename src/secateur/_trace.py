@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
-from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur._exported import Exported
 from secateur._frames import Frames, rewrites
@@ -32,6 +33,7 @@ from secateur._replay import (
     set_mode,
     source_line,
     stage,
+    training_flags_read,
 )
 from secateur._surgery import fingerprint_structure, tensors
 from secateur.errors import InputError, TraceError, UnsupportedModel
@@ -40,6 +42,7 @@ from secateur.schema.graph import Attribute, Call, Graph, Integer, Node, Paramet
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | list[Any]
 
+_MODES: tuple[Literal["eval", "train"], ...] = ("eval", "train")
 # calls whose integer arguments shape their result; kept even when no integer in them has a memory
 _SHAPING = frozenset(
     "view reshape expand repeat new_zeros new_ones new_full new_empty zeros ones empty full unflatten split "
@@ -78,30 +81,33 @@ def trace(
     notes: list[str] = []
     touched: set[str] = set()
     attributes: dict[Attribute, int] = {}
+    own_modes = any(type(module).train is not nn.Module.train for module in model.modules())
     recorded: dict[str, list[Frames]] = {"eval": [], "train": []}
     for example, inputs in enumerate(each_input(example_inputs)):
-        if not any(t.is_meta for _, _, t in tensors(model)):
-            check_runs(model, inputs)
-        for mode in ("eval", "train"):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                try:
+        for mode in _MODES:
+            try:
+                with training_flags_read() as asked:
                     run, names, found, frames = _record(model, inputs, mode, example)
-                except Exception as error:
-                    if mode == "eval":
-                        raise TraceError(
-                            "the forward could not be recorded",
-                            where=type(model).__name__,
-                            got=f"{type(error).__name__}: {error}",
-                            todo="please report it with the model; a forward that runs should record",
-                        ) from error
-                    notes.append(f"training mode was not recorded: {type(error).__name__}: {str(error)[:200]}")
-                    continue
+            except Exception as error:
+                if mode == "eval":
+                    if not any(t.is_meta for _, _, t in tensors(model)):
+                        check_runs(model, inputs)
+                    raise TraceError(
+                        "the forward could not be recorded",
+                        where=type(model).__name__,
+                        got=f"{type(error).__name__}: {error}",
+                        todo="please report it with the model; a forward that runs should record",
+                    ) from error
+                notes.append(f"training mode was not recorded: {type(error).__name__}: {str(error)[:200]}")
+                continue
             touched |= names
             recorded[mode].append(frames)
             if not any(_same(run, other) for other in runs):
                 runs.append(run)
             attributes.update(found)
+            if mode == "eval" and not asked and not own_modes:  # training mode would do the very same
+                recorded["train"].append(frames)
+                break
     parameters = _parameters(model)
     return Graph(
         runs=tuple(runs),
@@ -225,14 +231,28 @@ def _parameters(model: nn.Module) -> tuple[Parameter, ...]:
     )
 
 
+class _WritesWeights(Exception):
+    """The forward wants to write a parameter or buffer that was lent to the recording for reading."""
+
+
 def _record(
     model: nn.Module, inputs: Any, mode: Literal["eval", "train"], example: int
 ) -> tuple[Run, set[str], dict[Attribute, int], Frames]:
+    """Record on the memory of the user's weights, or on a copy where the forward writes to them."""
+    with contextlib.suppress(_WritesWeights):
+        return _recorded(model, inputs, mode, example, borrowed=True)
+    return _recorded(model, inputs, mode, example, borrowed=False)
+
+
+def _recorded(
+    model: nn.Module, inputs: Any, mode: Literal["eval", "train"], example: int, *, borrowed: bool
+) -> tuple[Run, set[str], dict[Attribute, int], Frames]:
     session = Session()
-    double, attributes, names = stage(model, session)
+    double, attributes, names = stage(model, session, borrowed=borrowed)
     set_mode(double, mode)
     canonical = {name: first for name, first, _ in tensors(model)}
-    recorder = _Recorder(session, names, canonical, dict(attributes))
+    lent = _memories(model) if borrowed else frozenset()
+    recorder = _Recorder(session, names, canonical, dict(attributes), lent=lent)
     for path, module in double.named_modules():
         recorder.follow(path, module)
     inputs = map_tensors(copy.deepcopy(inputs), lambda t: t)
@@ -250,7 +270,13 @@ def _run_of(
     model: Callable[..., Any], inputs: Any, recorder: _Recorder, mode: Literal["eval", "train"], example: int
 ) -> Run:
     given = [recorder.register(t) for t in leaves(inputs)]
-    out = run_watched(model, inputs, recorder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            out = run_watched(model, inputs, recorder)
+        finally:
+            if recorder.refused:  # whatever the forward made of it
+                raise _WritesWeights
     session = recorder.session
     # a parameter handed out by the forward was never part of an operation
     outputs = [recorder.reference(t).value for t in leaves(out)]
@@ -266,6 +292,11 @@ def _run_of(
         outputs=tuple(outputs),
         lost=tuple(session.lost),
     )
+
+
+def _memories(model: nn.Module) -> frozenset[int]:
+    """Where the parameters and buffers of the model lie."""
+    return frozenset(t.untyped_storage().data_ptr() for _, _, t in tensors(model)) - {0}
 
 
 @contextlib.contextmanager
@@ -299,13 +330,16 @@ class _Recorder(Plain):
         names: Mapping[int, str],
         canonical: Mapping[str, str],
         attributes: Mapping[Attribute, int],
+        *,
+        lent: frozenset[int] = frozenset(),
     ) -> None:
         super().__init__(session)
         self.names, self.canonical = dict(names), canonical
+        self.lent, self.refused = lent, False
         self.values: list[Value] = []
         self.nodes: list[Node] = []
         self.calls: list[Call] = []
-        self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.known = _Known()
         self.modules = session.modules
         self.place: Callable[[], str] = source_line
         self.frames = Frames(lambda t: self.names.get(id(t)), attributes)
@@ -334,7 +368,7 @@ class _Recorder(Plain):
         self.values.append(
             Value(
                 shape=tuple(Plain.sizes(self, tensor)),
-                dtype=str(tensor.dtype).removeprefix("torch."),
+                dtype=_dtype(tensor.dtype),
                 param=None if name is None else self.canonical.get(name, name),
                 name=name,
             )
@@ -359,18 +393,20 @@ class _Recorder(Plain):
         args, kwargs = quiet(op, args, kwargs)
         seen_args, seen_kwargs = self._written(args), {k: self._written(v) for k, v in kwargs.items()}
         writes = _written_tensors(function, args, kwargs)
+        if writes and any(t.untyped_storage().data_ptr() in self.lent for t in writes):
+            self.refused = True
+            raise _WritesWeights
         before = [self.reference(t).value for t in writes]
         out = super().operation(op, function, args, kwargs)
         for tensor in writes:
-            self.known.pop(tensor, None)
+            self.known.pop(tensor)
         outputs: list[int | None] = []
         for item in out if isinstance(out, tuple | list) else [out]:
-            if not isinstance(item, Tensor):
-                outputs.append(None)
-            elif item in self.known and self.values[self.known[item]].name is None and item not in writes:
-                outputs.append(self.known[item])  # the operation returned its own argument
+            index = self.known.get(item) if isinstance(item, Tensor) else None
+            if index is not None and self.values[index].name is None and all(item is not t for t in writes):
+                outputs.append(index)  # the operation returned its own argument
             else:
-                outputs.append(self.register(item))
+                outputs.append(self.register(item) if isinstance(item, Tensor) else None)
         self.nodes.append(
             Node(
                 op=op,
@@ -384,7 +420,7 @@ class _Recorder(Plain):
             )
         )
         for tensor, old in zip(writes, before, strict=True):
-            if tensor not in self.known:
+            if self.known.get(tensor) is None:
                 self.register(tensor)
             self._spread_write(tensor, old)
         return out
@@ -394,11 +430,10 @@ class _Recorder(Plain):
         memory = tensor.untyped_storage().data_ptr()
         if not memory:
             return
-        new = self.known[tensor]
-        for other in list(self.known):
+        new = self.reference(tensor).value
+        for other, stale in self.known.items():
             if other is tensor or other.is_sparse or other.untyped_storage().data_ptr() != memory:
                 continue
-            stale = self.known[other]
             if stale in (old, new) or _place(other) == _place(tensor):
                 self.known[other] = new
                 continue
@@ -458,6 +493,39 @@ class _Recorder(Plain):
         return str(item)
 
 
+class _Known:
+    """The value of each tensor that is alive, by identity, in the order in which they became known."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def get(self, tensor: Tensor) -> int | None:
+        """The value of a tensor, None where it has none yet."""
+        reference, value = self.found.get(id(tensor), (None, 0))
+        return value if reference is not None and reference() is tensor else None
+
+    def __setitem__(self, tensor: Tensor, value: int) -> None:
+        if self.get(tensor) is None:
+            self.found.pop(id(tensor), None)  # of a tensor that is gone
+        self.found[id(tensor)] = (weakref.ref(tensor), value)
+
+    def pop(self, tensor: Tensor) -> None:
+        """Forget a tensor."""
+        self.found.pop(id(tensor), None)
+
+    def items(self) -> list[tuple[Tensor, int]]:
+        """All tensors that are alive, with their values."""
+        alive = [(tensor, value) for reference, value in self.found.values() if (tensor := reference()) is not None]
+        for tensor, _ in alive:
+            tensor._fix_weakref()  # type: ignore[attr-defined]  # of a tensor that only C++ still held
+        return alive
+
+
+@functools.cache
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _place(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Where a tensor lies in its memory: shape, strides, offset."""
     return tuple(Plain.sizes(Plain(), tensor)), tuple(tensor.stride()), int(tensor.storage_offset())
@@ -477,13 +545,18 @@ def _has_traced(item: Any) -> bool:
 
 def _written_tensors(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors that an ATen operation writes in place, by its schema."""
-    if not isinstance(function, torch._ops.OpOverload) or not function._schema.is_mutable:
-        return []
     found: list[Tensor] = []
-    for position, argument in enumerate(function._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = args[position] if position < len(args) else kwargs.get(argument.name)
+    for position, name in _written_arguments(function):
+        value = args[position] if position < len(args) else kwargs.get(name)
         items: Iterable[Any] = value if isinstance(value, tuple | list) else [value]
         found += [t for t in items if isinstance(t, Tensor)]
     return found
+
+
+@functools.cache
+def _written_arguments(function: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of the arguments that an operation writes in place."""
+    if not isinstance(function, torch._ops.OpOverload) or not function._schema.is_mutable:
+        return ()
+    arguments = enumerate(function._schema.arguments)
+    return tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
