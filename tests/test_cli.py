@@ -94,6 +94,43 @@ def one_input():
     return torch.zeros(2, 8)
 
 
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.out, self.more = nn.Linear(8, 10), nn.Linear(5, 3), nn.Linear(5, 3)
+
+    def forward(self, x):
+        a, b = self.first(x).chunk(2, -1)
+        return self.out(a) + self.more(torch.sigmoid(b))
+
+
+def square():
+    model = Net()
+    model.second, model.out = nn.Linear(24, 24), nn.Linear(24, 3)
+    return model
+
+
+def halves():
+    return Halves()
+
+
+@torch.library.custom_op("mine::double", mutates_args=())
+def double(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+class Custom(Net):
+    def forward(self, x):
+        return self.out(torch.tanh(self.second(torch.ops.mine.double(self.first(x)))))
+
+
+def custom():
+    return Custom()
+
+
+RULES = OTHER_RULES = {"mine::double": lambda k, op: k.pointwise(op.shape, [op.args[0]])}
+
+
 def interrupted():
     raise KeyboardInterrupt
 
@@ -139,6 +176,37 @@ def test_trace_as_json_is_the_groups_that_couple_finds(model, project):
 def test_example_inputs_can_be_named_in_three_ways(project, inputs):
     option, value = inputs
     assert "24 neurons" in call("trace", f"{project}:net", option, value.replace("FILE", str(project)))
+
+
+def test_trace_draws_a_page_and_shows_parameters_macs_and_equations(project, tmp_path: Path):
+    page = tmp_path / "groups.html"
+    text = " ".join(call("trace", f"{project}:halves", "--shape", "2x8", "--html", page).split())
+    assert "60 parameters" in text, "five rows of nine, and a column of three for each"
+    assert "numbers that must fit" in text
+    assert "#1" in text
+    assert page.read_text().startswith("<!doctype html>")
+    told = json.loads(call("trace", f"{project}:halves", "--shape", "2x8", "--json"))
+    assert len(told["carried"]) == len(told["groups"]["groups"])
+
+
+def test_two_parameters_can_be_tied_by_name(model):
+    free = json.loads(call("trace", *model, "--json"))["groups"]
+    words = ("trace", model[0].replace(":net", ":square"), "--shape", "2x8", "--json")
+    tied = json.loads(call(*words, "--tie", "first.weight = second.weight"))["groups"]
+    apart = json.loads(call(*words))["groups"]
+    assert [len(g["groups"]) for g in (free, apart, tied)] == [2, 2, 1]
+    assert "first.weight=second.weight" in call(*words, "--tie", "first.weight", code=3)
+    assert "no parameter of that name" in call(*words, "--tie", "first.weight=third.weight", code=3)
+
+
+def test_rules_for_operations_of_the_user_are_read_from_a_module(project):
+    words = ("trace", f"{project}:custom", "--shape", "2x8")
+    assert "no rule for mine.double.default" in call(*words)
+    text = call(*words, "--rules", f"{project}")
+    assert "no rule" not in text
+    assert "24 neurons" in text
+    assert call(*words, "--rules", f"{project}:OTHER_RULES") == text
+    assert "no table of op rules" in call(*words, "--rules", f"{project}:net", code=3)
 
 
 def test_without_example_inputs_it_says_how_to_give_them(project):

@@ -62,6 +62,31 @@ def full_counts(groups: Groups) -> tuple[int, ...]:
     return tuple(group.n_units for group in groups.groups)
 
 
+def carried(groups: Groups) -> tuple[Costs, ...]:
+    """[group]: the part of the dense cost that runs through its units: what would go if all of them went, alone.
+
+    What two groups bound, one its rows and the other its columns, counts for both: the parts add up to more than the
+    whole.
+    """
+    full = full_counts(groups)
+    parts = [{"macs": Fraction(), "params": Fraction(), "memory": Fraction()} for _ in groups.groups]
+    for term in groups.costs:
+        dense = _product(term, full)
+        for group in {g for extent in term.extents for g, _ in extent.terms}:
+            gone = dense - _product(term, [0 if i == group else n for i, n in enumerate(full)])
+            if term.what != "buffers":
+                parts[group][term.what] += gone
+            parts[group]["memory"] += gone * term.bytes_per
+    return tuple(Costs(**{kind: int(value) for kind, value in part.items()}) for part in parts)
+
+
+def _product(term: CostTerm, counts: Sequence[int]) -> Fraction:
+    size = Fraction(term.coefficient)
+    for extent in term.extents:
+        size *= Fraction(extent.fixed + sum(m * counts[g] for g, m in extent.terms), extent.divisor)
+    return size
+
+
 def fractions(groups: Groups, counts: Sequence[int]) -> dict[str, float]:
     """What is kept of each cost, {"macs", "params", "memory"}; 1.0 where the dense cost is 0."""
     before, after = cost(groups.costs, full_counts(groups)), cost(groups.costs, counts)

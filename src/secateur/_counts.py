@@ -254,7 +254,13 @@ def alignments(groups: Groups, round_to: int, least: int = 1) -> tuple[Equation,
 
 
 def describe(equation: Equation, names: Sequence[str] = ()) -> str:
-    """The equation as a person writes it."""
+    """The equation as a person writes it, with what asks for it."""
+    because = ", ".join(text for text in (equation.reason, equation.source) if text)
+    return relation(equation, names) + (f" ({because})" if because else "")
+
+
+def relation(equation: Equation, names: Sequence[str] = ()) -> str:
+    """The equation alone: `k[a] - 2 k[b] is a multiple of 8`."""
     parts: list[str] = []
     for group, coefficient in equation.terms:
         sign = "- " if coefficient < 0 else ("+ " if parts else "")
@@ -263,8 +269,7 @@ def describe(equation: Equation, names: Sequence[str] = ()) -> str:
     if equation.constant or not parts:
         parts.append(f"{'- ' if equation.constant < 0 else '+ '}{abs(equation.constant)}")
     right = f"a multiple of {equation.modulus}" if equation.modulus else "0"
-    because = ", ".join(text for text in (equation.reason, equation.source) if text)
-    return f"{' '.join(parts)} is {right}" + (f" ({because})" if because else "")
+    return f"{' '.join(parts)} is {right}"
 
 
 # Components and their lattices

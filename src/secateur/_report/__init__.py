@@ -18,6 +18,8 @@ from secateur._report._files import overall as overall
 from secateur._report._files import plot_comparison as plot_comparison
 from secateur._report._files import plot_curves as plot_curves
 from secateur._report._files import within as within
+from secateur._report._groups import groups_page
+from secateur._report._groups import outline as outline
 from secateur._report._page import frozen_rows as frozen_rows
 from secateur._report._page import page, verdict_lines
 from secateur.schema.groups import Groups
@@ -81,6 +83,19 @@ def render(content: Report) -> str:
         NotInstalled: matplotlib is missing.
     """
     return fill("template.html.jinja", page(content))
+
+
+def draw_groups(groups: Groups, model: str, path: str | os.PathLike[str]) -> Path:
+    """Write what `couple` found as one HTML file: where the parameters are, what can go together, and what cannot.
+
+    Args:
+        model: what the page calls it.
+
+    Returns:
+        The path of the file.
+    """
+    _store.write_bytes(Path(path), fill("groups.html.jinja", groups_page(groups, model)).encode())
+    return Path(path)
 
 
 def verdict(content: Report) -> list[str]:

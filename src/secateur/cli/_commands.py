@@ -7,14 +7,13 @@ there what the one before it left; what was made for another model is refused.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.markup import escape
 from rich.table import Table
-from rich.tree import Tree
 from torch import Tensor, nn
 
 from secateur import _cost, _export, _latency, _report, _store, pipeline
@@ -34,6 +33,7 @@ from secateur.allocators import ALLOCATORS
 from secateur.cli import _compare, _merge
 from secateur.cli import _options as o
 from secateur.cli._files import COMPARISON, CURVES, PLAN, REPORT, SCORES, STORE
+from secateur.cli._groups import show_groups
 from secateur.cli._members import chained, listed, member
 from secateur.cli._shell import NOT_CERTIFIED, console, guarded, need_out, progress, say_json
 from secateur.cli._verify import candidates, need_certificate
@@ -42,11 +42,11 @@ from secateur.errors import InputError, StaleArtifact, UnknownName
 from secateur.executors import EXECUTORS
 from secateur.exporters import EXPORTERS
 from secateur.integrations import names
+from secateur.ops import RULES
 from secateur.recoveries import RECOVERIES, chain
 from secateur.schedules import SCHEDULES
 from secateur.schema import from_json, to_json
 from secateur.schema.budget import Budget
-from secateur.schema.costs import Costs
 from secateur.schema.curves import Curves
 from secateur.schema.groups import Groups
 from secateur.schema.plan import Plan
@@ -65,21 +65,29 @@ def trace(
     shape: o.Shape = None,
     data: o.DataName = None,
     freeze: o.Freeze = None,
+    tie: o.Tie = None,
+    rules: o.RulesName = None,
     baked: o.Baked = "freeze",
+    html: Annotated[Path | None, typer.Option("--html", help="draw it as well, in one HTML file")] = None,
     out: o.Out = None,
     json: o.Json = False,
     config: o.Config = None,
 ) -> None:
     """Show what can be removed, what cannot, and why."""
     named = names.model(model, weights=False)
-    found, groups = _couple(named, _inputs(named, inputs, shape, data), freeze, baked)
+    groups = _couple(named, _inputs(named, inputs, shape, data), freeze, tie, rules, baked)
     if out is not None:
         _store.write_json(out / "groups.json", to_json(groups))
-    dense = _cost.cost(groups.costs, _cost.full_counts(groups))
+    dense, title = _cost.cost(groups.costs, _cost.full_counts(groups)), f"{model}, {type(named.model).__name__}"
+    if html is not None:
+        _report.draw_groups(groups, title, html)
     if json:
-        say_json({"groups": to_json(groups), "costs": to_json(dense)})
+        parts = [to_json(part) for part in _cost.carried(groups)]
+        say_json({"groups": to_json(groups), "costs": to_json(dense), "carried": parts})
         return
-    _show_groups(found, groups, dense)
+    show_groups(console(), groups, title)
+    if html is not None:
+        console().print(f"Drawn in {escape(str(html))}", soft_wrap=True)
 
 
 @guarded
@@ -95,6 +103,8 @@ def score(
     inputs: o.Inputs = None,
     shape: o.Shape = None,
     freeze: o.Freeze = None,
+    tie: o.Tie = None,
+    rules: o.RulesName = None,
     baked: o.Baked = "freeze",
     random_weights: o.RandomWeights = False,
     out: o.Out = None,
@@ -105,7 +115,7 @@ def score(
     """Predict what each unit is worth, from one pass over the search data; --compare: how well is it predicted?"""
     named = names.model(model, weights=not random_weights)
     splits = _data(data)
-    _, groups = _couple(named, _inputs(named, inputs, shape, data), freeze, baked)
+    groups = _couple(named, _inputs(named, inputs, shape, data), freeze, tie, rules, baked)
     if compare:
         chosen = listed(criterion, CRITERIA, what="criterion")
         with progress(quiet=json) as tell, seeded(derive(seed, "score"), splits.search):
@@ -159,6 +169,8 @@ def scan(
     inputs: o.Inputs = None,
     shape: o.Shape = None,
     freeze: o.Freeze = None,
+    tie: o.Tie = None,
+    rules: o.RulesName = None,
     baked: o.Baked = "freeze",
     random_weights: o.RandomWeights = False,
     out: o.Out = None,
@@ -184,7 +196,7 @@ def scan(
         raise typer.BadParameter(f"one MODEL is scanned; with --merge folders are merged: {' '.join(model)}")
     named = names.model(model[0], weights=not random_weights)
     splits, chosen = _data(data), _task(task)
-    _, groups = _couple(named, _inputs(named, inputs, shape, data), freeze, baked)
+    groups = _couple(named, _inputs(named, inputs, shape, data), freeze, tie, rules, baked)
     scores = _left(folder / SCORES, Scores, groups) or _score(named.model, groups, splits, task, criterion, seed, json)
     _store.write_json(folder / SCORES, to_json(scores))
     with progress(quiet=json) as tell, seeded(derive(seed, "scan"), splits.search):
@@ -239,6 +251,8 @@ def plan(
     inputs: o.Inputs = None,
     shape: o.Shape = None,
     freeze: o.Freeze = None,
+    tie: o.Tie = None,
+    rules: o.RulesName = None,
     baked: o.Baked = "freeze",
     random_weights: o.RandomWeights = False,
     out: o.Out = None,
@@ -248,7 +262,7 @@ def plan(
 ) -> None:
     """Choose which units to keep for a budget, from the scores (and curves) in --out, or from --data."""
     named = names.model(model, weights=not random_weights)
-    _, groups = _couple(named, _inputs(named, inputs, shape, data), freeze, baked)
+    groups = _couple(named, _inputs(named, inputs, shape, data), freeze, tie, rules, baked)
     scores = _left(out / SCORES, Scores, groups) if out else None
     if scores is None:
         scores = _score(named.model, groups, _data(data), task, criterion, seed, json)
@@ -278,6 +292,8 @@ def cut(
     shape: o.Shape = None,
     data: o.DataName = None,
     freeze: o.Freeze = None,
+    tie: o.Tie = None,
+    rules: o.RulesName = None,
     baked: o.Baked = "freeze",
     random_weights: o.RandomWeights = False,
     out: o.Out = None,
@@ -288,7 +304,7 @@ def cut(
     folder = need_out(out, "it holds plan.json, and takes the smaller model")
     named = names.model(model, weights=not random_weights)
     example = _inputs(named, inputs, shape, data)
-    _, groups = _couple(named, example, freeze, baked)
+    groups = _couple(named, example, freeze, tie, rules, baked)
     made = _left(folder / PLAN, Plan, groups)
     if made is None:
         raise InputError("there is no plan", where=str(folder / PLAN), todo="run `secateur plan` with the same --out")
@@ -328,6 +344,8 @@ def prune(
     inputs: o.Inputs = None,
     shape: o.Shape = None,
     freeze: o.Freeze = None,
+    tie: o.Tie = None,
+    rules: o.RulesName = None,
     baked: o.Baked = "freeze",
     random_weights: o.RandomWeights = False,
     out: o.Out = None,
@@ -357,6 +375,8 @@ def prune(
             confidence=confidence,
             round_to=round_to,
             freeze=tuple(freeze or ()),
+            tie=_pairs(tie),
+            rules=_rules(rules),
             baked=_baked(baked),
             seed=seed,
             out=folder / "run",
@@ -578,8 +598,34 @@ def _budget(macs: float | None, params: float | None, memory: float | None) -> B
     return Budget(macs=macs, params=params, memory=memory)
 
 
-def _couple(named: names.Named, example: Any, freeze: list[str] | None, baked: str) -> tuple[names.Named, Groups]:
-    return named, couple(trace_verb(named.model, example), freeze=tuple(freeze or ()), baked=_baked(baked))
+def _couple(
+    named: names.Named, example: Any, freeze: list[str] | None, tie: list[str] | None, rules: str | None, baked: str
+) -> Groups:
+    found = trace_verb(named.model, example)
+    return couple(found, freeze=tuple(freeze or ()), tie=_pairs(tie), rules=_rules(rules), baked=_baked(baked))
+
+
+def _pairs(tie: list[str] | None) -> tuple[tuple[str, str], ...]:
+    pairs = [tuple(part.strip() for part in text.split("=")) for text in tie or ()]
+    for text, pair in zip(tie or (), pairs, strict=True):
+        if len(pair) != 2 or not all(pair):
+            raise InputError("--tie takes two names of parameters", expected="first.weight=second.weight", got=text)
+    return tuple((a, b) for a, b in pairs)
+
+
+def _rules(name: str | None) -> Mapping[str, Any] | None:
+    """The library's rules and those of a table of the user's: `module:TABLE`, or `module` for its `RULES`."""
+    if name is None:
+        return None
+    found = names.load_object(name if ":" in name else f"{name}:RULES", what="table of op rules")
+    if not isinstance(found, Mapping) or not all(isinstance(k, str) and callable(v) for k, v in found.items()):
+        raise InputError(
+            "this is no table of op rules",
+            where=name,
+            expected='a dict like {"mylib::my_op": my_rule}',
+            got=type(found).__name__,
+        )
+    return {**RULES, **found}
 
 
 def _baked(name: str) -> Literal["freeze", "submodule"]:
@@ -640,38 +686,6 @@ def _numeric(table: Table, *, left: int = 1) -> Table:
     for column in table.columns[left:]:
         column.justify = "right"
     return table
-
-
-def _show_groups(named: names.Named, groups: Groups, dense: Costs) -> None:
-    removable = sum(g.n_units for g in groups.groups)
-    tree = Tree(
-        f"[bold]{escape(named.name)}[/bold]  {type(named.model).__name__}: {dense.params:,} parameters, "
-        f"{dense.macs:,} MACs, {removable} units in {len(groups.groups)} groups"
-    )
-    places: dict[str, Tree] = {}
-    full = _cost.full_counts(groups)
-    for group in groups.groups:
-        head = group.module.split(".")[0] if group.module else group.name.split(".")[0]
-        branch = places.setdefault(head, tree.add(f"[bold]{escape(head)}[/bold]") if head not in places else tree)
-        half = [n if i != group.index else max(1, n // 2) for i, n in enumerate(full)]
-        saved = 1 - _cost.cost(groups.costs, half).macs / dense.macs if dense.macs else 0.0
-        exact = "" if group.exact else f"  [yellow]inexact: {escape(group.inexact_because)}[/yellow]"
-        branch.add(
-            f"{escape(group.name)}  [cyan]{group.n_units} {group.kind.replace('_', ' ')}s[/cyan]"
-            f"  [dim]{len(group.members)} tensor axes; half of them: {saved:.1%} of the MACs[/dim]{exact}"
-        )
-    out = console()
-    out.print(tree)
-    if groups.frozen:
-        cannot = Tree("[bold]cannot be removed[/bold]")
-        for reason, n_axes, count, what, where in _report.frozen_rows(groups.frozen):
-            branch = cannot.add(f"{escape(reason)}  [cyan]{count} indices of {n_axes} axes[/cyan]")
-            branch.add(f"[dim]{escape(what)}[/dim]")
-            if where:
-                branch.add(f"[dim]at {escape(where)}[/dim]")
-        out.print(cannot)
-    for note in groups.notes:
-        out.print(f"[dim]note: {escape(note)}[/dim]")
 
 
 def _show_plan(made: Plan) -> None:

@@ -64,6 +64,13 @@ Macs = Annotated[float | None, typer.Option("--macs", help="fraction of the MACs
 Params = Annotated[float | None, typer.Option("--params", help="fraction of the parameters to keep")]
 Memory = Annotated[float | None, typer.Option("--memory", help="fraction of the bytes to keep")]
 Freeze = Annotated[list[str] | None, typer.Option("--freeze", help="leave this module or parameter alone (repeatable)")]
+Tie = Annotated[
+    list[str] | None,
+    typer.Option("--tie", help="two parameters that lose the same indices: a.weight=b.weight (repeatable)"),
+]
+RulesName = Annotated[
+    str | None, typer.Option("--rules", help="rules for operations of yours: module (its RULES), module:TABLE")
+]
 Baked = Annotated[
     str, typer.Option("--baked", help="integers in a forward: freeze what they count, or rewrite that submodule")
 ]
