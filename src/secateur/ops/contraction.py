@@ -24,12 +24,19 @@ def rmatmul(k: Kernel, op: Operation) -> Label:
 
 
 def addmm(k: Kernel, op: Operation) -> Label:
-    """addmm, baddbmm, addbmm, addmv: b + x @ w."""
+    """addmm, baddbmm, addmv: b + x @ w."""
     b, x, w = op.args[:3]
     product = k.matmul(x, w)
     for slot in b.slots:
         k.facts.writings.append(slot)
     return k.pointwise(product.shape, [product, b])
+
+
+def addbmm(k: Kernel, op: Operation) -> Label:
+    """b[r, o] + sum_nc x[n, r, c] w[n, c, o]."""
+    b, x, w = op.args[:3]
+    product = k.matmul(x, w)
+    return k.pointwise(op.shape, [k.reduce(product, [0], keepdim=False, sums=True), b])
 
 
 def einsum(k: Kernel, op: Operation) -> Label:
@@ -140,6 +147,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("addmm", addmm),
     ("baddbmm", addmm),
     ("addmv", addmm),
+    ("addbmm", addbmm),
     ("einsum", einsum),
     ("bilinear", bilinear),
     ("scaled_dot_product_attention", attention),

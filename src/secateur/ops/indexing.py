@@ -121,6 +121,11 @@ def index_write(k: Kernel, op: Operation) -> Label:
     return written(k, op.args[0], op.args[3], [op.args[1]])
 
 
+def index_fill(k: Kernel, op: Operation) -> Label:
+    """index_fill(x, dim, index, value): the axis is frozen, all others pass."""
+    return Label(op.shape, k.only(op.args[0], [op.args[1]], _BY_DATA).slots)
+
+
 def index_put(k: Kernel, op: Operation) -> Label:
     """x[i, :, j] = source."""
     x, indices, source = op.args[:3]
@@ -180,6 +185,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("index_add", index_write),
     ("index_copy", index_write),
     ("index_reduce", index_write),
+    ("index_fill", index_fill),
     ("index_put", index_put),
     ("_index_put_impl", index_put),
     ("slice_scatter", slice_scatter),

@@ -26,6 +26,17 @@ def over_space(n: int) -> Rule:
     return rule
 
 
+def unpool(n: int) -> Rule:
+    """max_unpool(x, positions, size) over the last n axes: a channel goes with its positions."""
+
+    def rule(k: Kernel, op: Operation) -> Label:
+        x, positions = (k.lead(item, item.rank - n, "a window slides along this axis") for item in op.args[:2])
+        both = k.pointwise(x.shape, [x, positions])
+        return k.label(op.shape, [s.reshape(tuple(s.shape) + (1,) * n) for s in both.slots])
+
+    return rule
+
+
 ONE = (
     "avg_pool1d adaptive_avg_pool1d max_pool1d max_pool1d_with_indices adaptive_max_pool1d reflection_pad1d "
     "replication_pad1d upsample_nearest1d _upsample_nearest_exact1d upsample_linear1d"
@@ -43,4 +54,6 @@ RULES: tuple[tuple[str, Rule], ...] = (
     *((name, over_space(1)) for name in ONE),
     *((name, over_space(2)) for name in TWO),
     *((name, over_space(3)) for name in THREE),
+    ("max_unpool2d", unpool(2)),
+    ("max_unpool3d", unpool(3)),
 )
