@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.secateur-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench-cifar bench-scores bench-certificate bench-zoo bench-zoo-after crash clean
+.PHONY: help install demo test check format bench-cifar bench-scores bench-score-cost bench-certificate bench-zoo bench-zoo-after crash clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 20
@@ -45,6 +45,9 @@ bench-cifar: $(STAMP)  ## a trained ResNet-20 beside Torch-Pruning; needs SECATE
 
 bench-scores: $(STAMP)  ## every criterion beside leave-one-out; ARGS="--units 16 --quick"
 	$(BIN)/python benchmarks/scores.py $(ARGS)
+
+bench-score-cost: $(STAMP)  ## processor time and memory of scores; ARGS="--rounds 1"
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/score_cost.py $(ARGS)
 
 bench-certificate: $(STAMP)  ## how often the certificate is wrong, and how much it can prove
 	$(BIN)/python benchmarks/certificate.py $(ARGS)

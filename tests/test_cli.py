@@ -82,6 +82,14 @@ def one_batch():
     return make(2, 50)
 
 
+def left():
+    return {"train": make(1, 400), "search": make(2, 200)[:1], "held_out": make(3, 500)}
+
+
+def right():
+    return {"train": make(1, 400), "search": make(2, 200)[1:], "held_out": make(3, 500)}
+
+
 def two():
     return make(1, 100), make(2, 100)
 
@@ -477,3 +485,20 @@ def test_a_demo_killed_by_ctrl_c_can_be_resumed(tmp_path: Path):
     # a shell says 130 for both: exit code 130, and an end by this very signal
     assert process.returncode in (130, -signal.SIGINT), said
     assert "--resume" in said
+
+
+def test_scores_are_kept_gone_on_from_and_added_up(model, project, tmp_path: Path):
+    whole = from_json(Scores, json.loads(call("score", *model, "--json")))
+    stores = [tmp_path / "a", tmp_path / "b"]
+    for store, part in zip(stores, ("left", "right"), strict=True):
+        call("score", model[0], "--data", f"{project}:{part}", "--store", store)
+    add = ("--shape", "2x8", "--merge", stores[0], "--merge", stores[1])
+    merged = from_json(Scores, json.loads(call("score", model[0], *add, "--json")))
+    assert (merged.data, merged.n_examples) == (whole.data, whole.n_examples)
+    for a, b in zip(merged.values, whole.values, strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-9)
+    left = (model[0], "--data", f"{project}:left", "--store", stores[0])
+    assert "resume" in call("score", *left, code=3)
+    call("score", *left, "--resume")
+    assert "--store" in call("score", *model, "--resume", code=2)
+    assert "--merge" in call("score", *model, "--merge", stores[0], code=2)

@@ -27,6 +27,9 @@ ALL: dict[str, Criterion] = {
         for curvature in ("combined", "calibrated", "empirical", "sampled")
         for first in ("expected", "plain", "shrunk")
     },
+    "obs_damped": criteria.obs(damping=1e6),
+    "weight_taylor_absolute": criteria.weight_taylor("absolute"),
+    "weight_taylor_squared": criteria.weight_taylor("squared"),
 }
 
 
@@ -59,10 +62,15 @@ def with_parts(n_units: int = 6, seed: int = 0, examples: int = 40) -> tuple[dic
         "gate_hessian": torch.stack([randn(n_units), randn(n_units).square()], 1),
         "activation": torch.stack([x.mean(0), x.square().mean(0), x.abs().mean(0), (x == 0).double().mean(0)], 1),
         "input_norm": randn(n_units, 4).abs(),
+        "gate_shift": randn(n_units),
+        "gate_samples": g[:9] / 3,
+        "feature_rank": 4 * randn(n_units).abs(),
     }
     for role in _stats.ROLES:
         stats[f"{role}_weights"] = randn(n_units, 4)
         stats[f"{role}_gradients"] = randn(n_units, 4)
+        stats[f"{role}_flow"] = randn(n_units, 4).abs()
+        stats[f"{role}_hessian_products"] = randn(n_units, 4)
     return stats, g, e, s
 
 
@@ -102,7 +110,7 @@ def test_a_criterion_uses_what_it_declares_and_nothing_else(name: str) -> None:
 def test_permuting_units_permutes_scores(name: str, n_units: int, seed: int) -> None:
     stats, _ = statistics(n_units, seed)
     order = torch.randperm(n_units, generator=torch.Generator().manual_seed(seed))
-    moved = {k: v[order] if v.ndim else v for k, v in stats.items()}
+    moved = {k: v[:, order] if k == "gate_samples" else v[order] if v.ndim else v for k, v in stats.items()}
     for key, values in ALL[name].compute(stats).items():
         torch.testing.assert_close(ALL[name].compute(moved)[key], values[order], msg=key)
 
@@ -180,6 +188,23 @@ def lamp_by_hand(stats: dict[str, Tensor]) -> list[float]:
     return [a / sum(b for b in norms if b >= a) for a in norms]
 
 
+def obs_by_hand(stats: dict[str, Tensor], damping: float) -> list[float]:
+    """With the whole inverse, U x U."""
+    g = stats["gate_samples"]
+    fisher = g.T @ g
+    damped = damping * fisher.diagonal().mean()
+    inverse = torch.linalg.inv(fisher + damped * torch.eye(len(fisher), dtype=fisher.dtype))
+    values: list[float] = (1 / (2 * inverse.diagonal()) - damped / 2).tolist()
+    return values
+
+
+def products(stats: dict[str, Tensor], a: str, b: str) -> list[list[float]]:
+    return [
+        [x * y for x, y in zip(row, other, strict=True)]
+        for row, other in zip(stats[a].tolist(), stats[b].tolist(), strict=True)
+    ]
+
+
 BY_HAND: dict[str, Callable[[dict[str, Tensor]], list[float]]] = {
     "magnitude": lambda s: [math.sqrt(sum(v * v for v in row)) for row in w_of(s)],
     "magnitude_l1": lambda s: [sum(abs(v) for v in row) for row in w_of(s)],
@@ -203,13 +228,24 @@ BY_HAND: dict[str, Callable[[dict[str, Tensor]], list[float]]] = {
     "hutchinson": lambda s: [
         -a + h[0] / 2 for a, h in zip(s["gate_mean"].tolist(), s["gate_hessian"].tolist(), strict=True)
     ],
+    "obs": lambda s: obs_by_hand(s, 0.1),
+    "obs_damped": lambda s: (s["gate_samples"].square().sum(0) / 2).tolist(),  # Fisher, where damping is all
+    "hrank": lambda s: s["feature_rank"].tolist(),
+    "synflow": lambda s: [sum(row) for row in s["write_flow"].tolist()],
+    "grasp": lambda s: [sum(row) for row in products(s, "write_weights", "write_hessian_products")],
+    "weight_taylor": lambda s: [-sum(row) for row in products(s, "write_weights", "write_gradients")],
+    "weight_taylor_absolute": lambda s: [abs(sum(row)) for row in products(s, "write_weights", "write_gradients")],
+    "weight_taylor_squared": lambda s: [
+        sum(v * v for v in row) for row in products(s, "write_weights", "write_gradients")
+    ],
+    "mean_replacement": lambda s: (s["gate_shift"] - s["gate_mean"]).tolist(),
 }
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_values_follow_the_formula(name: str) -> None:
     stats, _ = statistics()
-    assert ALL[name].compute(stats)["value"].tolist() == pytest.approx(BY_HAND[name](stats))
+    assert ALL[name].compute(stats)["value"].tolist() == pytest.approx(BY_HAND[name](stats), rel=1e-5)
 
 
 def test_lamp_gives_one_to_the_largest_and_orders_ties_by_index() -> None:
@@ -234,6 +270,9 @@ def test_random_depends_on_the_seed_and_the_unit() -> None:
         lambda: criteria.obd(curvature="sampled", draws=0),
         lambda: criteria.obd(first="other"),  # type: ignore[arg-type]
         lambda: criteria.hutchinson(probes=0),
+        lambda: criteria.obs(samples=0),
+        lambda: criteria.obs(damping=0),
+        lambda: criteria.weight_taylor("other"),  # type: ignore[arg-type]
     ],
 )
 def test_options_without_meaning_are_refused(make: Callable[[], Criterion]) -> None:

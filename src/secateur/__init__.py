@@ -52,6 +52,7 @@ from secateur._report import plot_curves as plot_curves
 from secateur._report import report as report
 from secateur._scan import scan as scan
 from secateur._score import compare as compare
+from secateur._score import merge_scores as merge_scores
 from secateur._score import score as score
 from secateur._surgery import package_version as _package_version
 from secateur._trace import trace as trace
@@ -123,6 +124,7 @@ __all__ = [
     "load",
     "measure",
     "merge_curves",
+    "merge_scores",
     "metrics",
     "ops",
     "plan",

@@ -10,13 +10,14 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import overload
 
 import torch
 from torch import Tensor, nn
 
 from secateur._evaluate import Progress, check_data, combine_hashes, evaluate, example_hashes
-from secateur._stats import FREE, Statistics, can_give, check_weights, collect, of_group
+from secateur._stats import FREE, Statistics, can_give, check_weights, collect, merge_stores, of_group
 from secateur._surgery import apply, fingerprint_structure, receipt_for
 from secateur.errors import CutError, InputError, MissingStatistic, NonFinite, NothingToCut, StaleArtifact
 from secateur.schema.comparison import Agreement, Comparison
@@ -36,6 +37,9 @@ def score(
     criterion: Criterion,
     seed: int = ...,
     exact: bool = ...,
+    store: str | Path | None = ...,
+    resume: bool = ...,
+    every: int = ...,
     progress: Progress | None = ...,
 ) -> Scores: ...
 
@@ -50,6 +54,9 @@ def score(
     criterion: Sequence[Criterion],
     seed: int = ...,
     exact: bool = ...,
+    store: str | Path | None = ...,
+    resume: bool = ...,
+    every: int = ...,
     progress: Progress | None = ...,
 ) -> list[Scores]: ...
 
@@ -63,6 +70,9 @@ def score(
     criterion: Criterion | Sequence[Criterion],
     seed: int = 0,
     exact: bool = False,
+    store: str | Path | None = None,
+    resume: bool = False,
+    every: int = 16,
     progress: Progress | None = None,
 ) -> Scores | list[Scores]:
     """One number per unit: how much the mean loss is predicted to rise if the unit goes.
@@ -74,6 +84,10 @@ def score(
         criterion: `sc.criteria.obd()`, or a list of criteria, which then share the pass.
         seed: of random probes and drawn labels.
         exact: take one example at a time instead of the fast way: slow; gives the same numbers.
+        store: file that holds what was summed so far, replaced in one step after `every` batches and at the end: a
+            pass that was killed goes on from there, with the numbers of an uninterrupted one; and the stores of parts
+            of the data add up to the scores of all of it (`merge_scores`). Batches must come in a fixed order.
+        resume: the store may already hold a part of this pass, or all of it.
 
     Returns:
         Scores, or a list of them in the order of the criteria.
@@ -81,7 +95,8 @@ def score(
     Raises:
         MissingStatistic: a criterion needs what this task or this model cannot give.
         NonFinite: NaN or infinity in a weight, loss, gradient or score, with its name.
-        StaleArtifact: the groups were made for another model.
+        StaleArtifact: the groups were made for another model, or the store for another pass.
+        InputError: the store is in use and `resume` was not asked for.
     """
     several = not isinstance(criterion, Criterion)
     criteria = [criterion] if isinstance(criterion, Criterion) else list(criterion)
@@ -91,8 +106,76 @@ def score(
     check_weights(model, groups)
     for c in criteria:
         _check_kinds(c, groups)
+    if every < 1:
+        raise InputError("the store is written after some number of batches", where="every", expected=">= 1", got=every)
     needs = sorted({n for c in criteria for n in (*c.needs, *(w for w in c.wants if can_give(task, w)))})
-    stats = collect(model, groups, batches, task, needs, seed=seed, exact=exact, progress=progress)
+    stats = collect(
+        model,
+        groups,
+        batches,
+        task,
+        needs,
+        seed=seed,
+        exact=exact,
+        store=store,
+        resume=resume,
+        every=every,
+        progress=progress,
+    )
+    made = [_scores_of(c, stats, model, groups) for c in criteria]
+    return made if several else made[0]
+
+
+@overload
+def merge_scores(model: nn.Module, groups: Groups, stores: Sequence[str | Path], *, criterion: Criterion) -> Scores: ...
+
+
+@overload
+def merge_scores(
+    model: nn.Module, groups: Groups, stores: Sequence[str | Path], *, criterion: Sequence[Criterion]
+) -> list[Scores]: ...
+
+
+def merge_scores(
+    model: nn.Module,
+    groups: Groups,
+    stores: Sequence[str | Path],
+    *,
+    criterion: Criterion | Sequence[Criterion],
+) -> Scores | list[Scores]:
+    """The scores of all the data, from passes over parts of it: other processes, other machines, other days.
+
+    Sums add, so the numbers are those of one pass over all parts, up to the rounding of a sum in another order.
+
+    Args:
+        model, groups: as the parts were scored with.
+        stores: what `score(..., store=)` left, one per part; each part is finished, and none is given twice.
+        criterion: any that the parts have the statistics for.
+
+    Raises:
+        StaleArtifact: parts of another model, or of different tasks or settings.
+        InputError: no part, the same part twice, or one that is not finished.
+        MissingStatistic: the criterion needs what the parts did not collect.
+        FileCorrupt: a part that is no whole store.
+    """
+    several = not isinstance(criterion, Criterion)
+    criteria = [criterion] if isinstance(criterion, Criterion) else list(criterion)
+    if not criteria or not stores:
+        raise InputError("nothing to merge", expected="at least one store and one criterion")
+    _check_structure(model, groups)
+    check_weights(model, groups)
+    stats = merge_stores(model, groups, stores)
+    for c in criteria:
+        _check_kinds(c, groups)
+        lacking = sorted(n for n in c.needs if n not in FREE and n not in stats.needs)
+        if lacking:
+            raise MissingStatistic(
+                f"criterion {c.name!r} needs what the stores do not hold",
+                where=str(stores[0]),
+                expected=", ".join(lacking),
+                got=", ".join(stats.needs),
+                todo="score the parts with this criterion in the list",
+            )
     made = [_scores_of(c, stats, model, groups) for c in criteria]
     return made if several else made[0]
 
@@ -331,7 +414,7 @@ def _check_kinds(criterion: Criterion, groups: Groups) -> None:
 
 def _check_present(criterion: Criterion, given: Mapping[str, Tensor], group: Group) -> None:
     for need in criterion.needs:
-        if need.endswith(("_weights", "_gradients")) and given[need].shape[1] == 0:
+        if need.endswith(("_weights", "_gradients", "_flow", "_hessian_products")) and given[need].shape[1] == 0:
             raise MissingStatistic(
                 f"criterion {criterion.name!r} needs {need}, and this group has none",
                 where=group.name,

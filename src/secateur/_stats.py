@@ -35,6 +35,16 @@ Statistics, per group (U units, P elements of a unit, padded with 0):
     activation       [U, 4]  of what the readers of the unit see: mean, mean square, mean absolute value, share of
                              exact zeros; over examples and positions, averaged over the readers' channels
     input_norm       [U, P]  root mean square of the input that each read element multiplies
+    gate_shift       [U]     what g[n, u] would be, on average, if the readers saw the unit's mean in place of the unit:
+                             sum over positions of mean(x) * d loss[n] / d x
+    gate_samples/m   [N, U]  g of at most m examples, a random sample, over sqrt(N): its Gram matrix is the Fisher
+                             information of the gates. Those whose content hashes are smallest are kept, so that parts
+                             add in any order
+    feature_rank     [U]     rank of the unit's map [H, W] as convolutions read it, averaged over examples and readers
+    write_flow       [U, P]  |w| dR/d|w|, where R is the sum of the outputs of a network whose weights and buffers are
+                             replaced by their absolute values, for an input of ones, in float64; likewise read_flow ...
+    write_hessian_products  [U, P]  H g: Hessian of the mean loss, over the weights of all groups, times its gradient;
+                             two passes over the data, so parts do not add. Likewise read_hessian_products ...
 
 How: where a reader is a linear map or an ungrouped convolution that is called as such, its input x is tapped, and
 g[n, u] = sum over positions and channels of x * dloss/dx: one forward, one backward without weight gradients, for
@@ -48,11 +58,14 @@ Index conventions: n example, u unit, p element of a unit, c channel.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -61,6 +74,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from secateur import _store
 from secateur._evaluate import (
     Progress,
     batch_hashes,
@@ -70,14 +84,25 @@ from secateur._evaluate import (
     combine_hashes,
     device_of,
     examples,
+    leaves,
     length,
     map_leaves,
     mode,
     to_device,
     weights_of,
 )
+from secateur._surgery import fingerprint_weights
 from secateur._units import matrix, offsets
-from secateur.errors import EmptyData, InputError, MissingStatistic, NonFinite, SecateurError, TaskShapeError
+from secateur.errors import (
+    EmptyData,
+    FileCorrupt,
+    InputError,
+    MissingStatistic,
+    NonFinite,
+    SecateurError,
+    StaleArtifact,
+    TaskShapeError,
+)
 from secateur.schema.groups import Group, Groups, Member
 from secateur.schema.task import Batch, Batches, Task
 
@@ -90,10 +115,13 @@ ROLES: Mapping[str, tuple[str, ...] | None] = {
 FREE = ("units", "n", *(f"{role}_weights" for role in ROLES))
 PASS = (
     *("gate_mean", "gate_moments", "gate_absolute", "gate_expected", "gate_sampled", "gate_hessian", "curvature_ratio"),
-    *("activation", "input_norm"),
-    *(f"{role}_gradients" for role in ROLES),
+    *("activation", "input_norm", "gate_shift", "gate_samples", "feature_rank"),
+    *(f"{role}_{what}" for role in ROLES for what in ("gradients", "flow", "hessian_products")),
 )
-PER_EXAMPLE = ("gate_moments", "gate_absolute", "gate_expected", "gate_sampled", "curvature_ratio")
+PER_EXAMPLE = (
+    *("gate_moments", "gate_absolute", "gate_expected", "gate_sampled", "gate_samples", "gate_shift"),
+    "curvature_ratio",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,7 +130,9 @@ class Statistics:
 
     Attributes:
         sums: name -> [U in all] or [U in all, k] float64, weighted sums over examples.
-        params: name -> canonical parameter name -> sums in the parameter's shape (or [axis]).
+        params: name -> canonical parameter name -> sums in the parameter's shape (or [axis, k]).
+        rows: [at most m, 1 + U in all] float64: weight and gate gradients of the sampled examples.
+        keys: their content hashes, ascending.
         missing: statistic -> groups for which it could not be collected.
         n: examples.  weight, weight_sq: sums of their weights and squared weights.
         data: sum of the examples' content hashes, as hex.
@@ -111,6 +141,8 @@ class Statistics:
 
     sums: Mapping[str, Tensor]
     params: Mapping[str, Mapping[str, Tensor]]
+    rows: Tensor | None
+    keys: tuple[str, ...]
     missing: Mapping[str, frozenset[int]]
     n: int
     weight: float
@@ -128,7 +160,10 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     """
     if set(a.needs) != set(b.needs) or a.per_example != b.per_example:
         raise InputError("two different sets of statistics cannot be added", expected=a.needs, got=b.needs)
+    rows, keys = _lowest([(a.rows, a.keys), (b.rows, b.keys)], _count_of("gate_samples", a.needs))
     return Statistics(
+        rows=rows,
+        keys=keys,
         sums=_add(a.sums, b.sums),
         params={k: _add(a.params.get(k, {}), b.params.get(k, {})) for k in {*a.params, *b.params}},
         missing={k: a.missing.get(k, frozenset()) | b.missing.get(k, frozenset()) for k in {*a.missing, *b.missing}},
@@ -143,6 +178,16 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
 
 def _add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: a[k] + b[k] if k in a and k in b else (a[k] if k in a else b[k]) for k in {**a, **b}}
+
+
+def _lowest(parts: Sequence[tuple[Tensor | None, tuple[str, ...]]], most: int) -> tuple[Tensor | None, tuple[str, ...]]:
+    """The rows with the smallest keys of several parts: a uniform sample, whatever the order of the parts."""
+    rows = [r for r, _ in parts if r is not None]
+    if not rows:
+        return None, ()
+    keys = [k for _, own in parts for k in own]
+    chosen = sorted(range(len(keys)), key=keys.__getitem__)[:most]
+    return torch.cat(rows)[chosen], tuple(keys[i] for i in chosen)
 
 
 def can_give(task: Task, need: str) -> bool:
@@ -194,6 +239,9 @@ def collect(
     seed: int = 0,
     device: torch.device | None = None,
     exact: bool = False,
+    store: str | Path | None = None,
+    resume: bool = False,
+    every: int = 16,
     progress: Progress | None = None,
 ) -> Statistics:
     """Everything in `needs`, in one pass over the data, in memory that depends on model and batch size only.
@@ -203,12 +251,19 @@ def collect(
     Args:
         seed: of the random probes and drawn labels.
         exact: one example at a time for all groups: slow, and the yardstick of the fast way.
+        store: file that is replaced after `every` batches and at the end, so that a killed pass can go on.
+        resume: the store may hold a part of the same pass; its batches are read again, but not computed.
 
     Raises:
         OneShotIterable, EmptyData, TaskShapeError, NonFinite, MissingStatistic: with the reason.
+        InputError: the store is not empty and `resume` was not asked for, or a statistic does not add.
+        StaleArtifact: the store is of another model, task, data set or setting.
     """
     check_needs(needs, task)
-    needs = tuple(sorted({n for n in needs if n.partition("/")[0] in PASS}))
+    chosen = {n for n in needs if n.partition("/")[0] in PASS}
+    if any(n.endswith("_hessian_products") for n in chosen):
+        chosen.add("all_gradients")
+    needs = tuple(sorted(chosen))
     if not needs:
         return _nothing(needs, task)
     check_batches(batches)
@@ -218,15 +273,44 @@ def collect(
     stats = _nothing(needs, task)
     # On the CPU whatever the model's device: the same numbers are drawn everywhere.
     generator = torch.Generator().manual_seed(seed)
+    twice = [n for n in needs if n.endswith("_hessian_products")]
+    header = _header(model, groups, task, needs, seed=seed, exact=exact) if store is not None else {}
+    done = 0
+    if store is not None:
+        if twice:
+            raise InputError(f"{twice[0]} needs two passes over the data: parts of it do not add", where="store")
+        stats, done = _resumed(store, header, stats, plan, generator, where, resume=resume)
+    skipped: list[str] = []
+    index = -1
     with torch.inference_mode(False), torch.enable_grad(), mode(model):
         for index, raw in enumerate(batches):
+            if index < done:
+                skipped = [combine_hashes([*skipped, *batch_hashes(raw)])]
+                continue
+            if index == done:
+                _check_skipped(skipped, stats, store)
             batch = to_device(raw, where)
             if index == 0 and task.per_example:
                 plan = _rehearsed(model, groups, plan, batch, task, needs)
             part = _batch_statistics(model, groups, plan, batch, task, needs, generator, f"batch {index}")
+            if index == 0 and any(n.endswith("_flow") for n in needs):
+                flow = _flow(model, _members_of(groups, _parameters(model), list(ROLES)), batch, task)
+                ones = torch.ones((), dtype=torch.float64)
+                part = dataclasses.replace(
+                    part, sums={**part.sums, "flow_runs": ones}, params={**part.params, "flow": flow}
+                )
             stats = merge(stats, part)
+            if store is not None and (index + 1) % every == 0:
+                _save(store, header, stats, plan, generator, batches=index + 1, finished=False)
             if progress is not None:
                 progress("score", index + 1, total)
+            if all(n.endswith("_flow") for n in needs):
+                break  # whatever the data, the flow is the same
+        if index < done:
+            _check_skipped(skipped if index + 1 == done else [*skipped, "0"], stats, store)
+        if twice:
+            products = _hessian_products(model, groups, stats, batches, task, where)
+            stats = dataclasses.replace(stats, params={**stats.params, "hessian_products": products})
     if stats.n == 0:
         raise EmptyData(
             "the data holds no example",
@@ -235,6 +319,8 @@ def collect(
         )
     if stats.weight <= 0:
         raise InputError("all examples have weight 0", where="Task.weights")
+    if store is not None:
+        _save(store, header, stats, plan, generator, batches=index + 1, finished=True)
     return stats
 
 
@@ -242,6 +328,8 @@ def _nothing(needs: tuple[str, ...], task: Task) -> Statistics:
     return Statistics(
         sums={},
         params={},
+        rows=None,
+        keys=(),
         missing={},
         n=0,
         weight=0.0,
@@ -250,6 +338,187 @@ def _nothing(needs: tuple[str, ...], task: Task) -> Statistics:
         needs=needs,
         per_example=task.per_example,
     )
+
+
+# Statistics in a file: what a killed pass goes on from, and what passes over parts of the data leave to be added
+
+
+FORMAT = 1
+
+
+def load(path: str | Path) -> tuple[dict[str, Any], Statistics]:
+    """(header, statistics) of a store. The header names model, weights, task and settings, and what is done.
+
+    Raises:
+        FileCorrupt: missing, truncated, changed, or something else.
+    """
+    tensors = _store.load_tensors(path)
+    try:
+        about = json.loads(bytes(tensors.pop("about").numpy()))
+        assert about["format"] == FORMAT
+        params: dict[str, dict[str, Tensor]] = {kind: {} for kind in about["params"]}
+        for name, value in tensors.items():
+            first, _, rest = name.partition("|")
+            if first in params:
+                params[first][rest] = value
+        stats = Statistics(
+            sums={k.removeprefix("sums|"): v for k, v in tensors.items() if k.startswith("sums|")},
+            params=params,
+            rows=tensors.get("rows"),
+            keys=tuple(about["keys"]),
+            missing={k: frozenset(v) for k, v in about["missing"].items()},
+            n=about["n"],
+            weight=about["weight"],
+            weight_sq=about["weight_sq"],
+            data=about["data"],
+            needs=tuple(about["header"]["needs"]),
+            per_example=about["per_example"],
+        )
+        return {**about, "generator": tensors["generator"]}, stats
+    except (KeyError, TypeError, ValueError, AssertionError):
+        raise FileCorrupt("this file holds no statistics", where=str(path), todo="make it again") from None
+
+
+def merge_stores(model: nn.Module, groups: Groups, stores: Sequence[str | Path]) -> Statistics:
+    """The statistics of all parts of the data.
+
+    Raises:
+        StaleArtifact, InputError, FileCorrupt: a part that does not belong to the others, or is not finished.
+    """
+    total: Statistics | None = None
+    seen: dict[tuple[str, int], str | Path] = {}
+    header: Mapping[str, Any] = {}
+    for path in stores:
+        about, stats = load(path)
+        if total is None:
+            own = {"structure": groups.structure, "groups": _groups_hash(groups), "weights": fingerprint_weights(model)}
+            header = {**about["header"], **own}
+        check_header(path, header, about["header"], but=("seed",))
+        if not about["finished"]:
+            raise InputError(
+                "a part is not finished", where=str(path), todo="go on with it: score(..., store=, resume=True)"
+            )
+        if (stats.data, stats.n) in seen:
+            raise InputError(
+                "the same examples were given twice", where=str(path), got=f"those of {seen[stats.data, stats.n]}"
+            )
+        seen[stats.data, stats.n] = path
+        total = stats if total is None else merge(total, stats)
+    assert total is not None
+    return total
+
+
+def _save(
+    path: str | Path,
+    header: Mapping[str, Any],
+    stats: Statistics,
+    plan: _Plan,
+    generator: torch.Generator,
+    *,
+    batches: int,
+    finished: bool,
+) -> None:
+    about = {
+        "format": FORMAT,
+        "header": header,
+        "batches": batches,
+        "finished": finished,
+        "tapped": sorted(plan.tapped),
+        "vmap": plan.vmap,
+        "params": sorted(stats.params),
+        "keys": stats.keys,
+        "missing": {k: sorted(v) for k, v in stats.missing.items()},
+        "n": stats.n,
+        "weight": stats.weight,
+        "weight_sq": stats.weight_sq,
+        "data": stats.data,
+        "per_example": stats.per_example,
+    }
+    tensors = {f"sums|{k}": v for k, v in stats.sums.items()}
+    tensors |= {f"{kind}|{k}": v for kind, values in stats.params.items() for k, v in values.items()}
+    tensors |= {} if stats.rows is None else {"rows": stats.rows}
+    text = json.dumps(about, sort_keys=True).encode()
+    tensors |= {"about": torch.frombuffer(bytearray(text), dtype=torch.uint8), "generator": generator.get_state()}
+    _store.save_tensors(path, tensors)
+
+
+def _header(
+    model: nn.Module, groups: Groups, task: Task, needs: Sequence[str], *, seed: int, exact: bool
+) -> dict[str, Any]:
+    return {
+        "structure": groups.structure,
+        "groups": _groups_hash(groups),
+        "weights": fingerprint_weights(model),
+        "task": task.name,
+        "needs": list(needs),
+        "seed": seed,
+        "exact": exact,
+    }
+
+
+def _groups_hash(groups: Groups) -> str:
+    return hashlib.sha256(repr([(g.name, g.members) for g in groups.groups]).encode()).hexdigest()
+
+
+def check_header(
+    path: str | Path, header: Mapping[str, Any], got: Mapping[str, Any], *, but: Sequence[str] = ()
+) -> None:
+    """Refuse statistics of something else.
+
+    Raises:
+        StaleArtifact: naming what differs.
+    """
+    for key, value in header.items():
+        if key not in but and got.get(key) != value:
+            raise StaleArtifact(
+                "the store holds statistics of something else",
+                where=f"{path}: {key}",
+                expected=value,
+                got=got.get(key),
+                todo="use another file; this one belongs to another model, task or setting",
+            )
+
+
+def _resumed(
+    path: str | Path,
+    header: Mapping[str, Any],
+    nothing: Statistics,
+    plan: _Plan,
+    generator: torch.Generator,
+    where: torch.device | None,
+    *,
+    resume: bool,
+) -> tuple[Statistics, int]:
+    """What the store holds, and the batches it is made of; plan and generator are put where they were."""
+    if not Path(path).exists():
+        return nothing, 0
+    if not resume:
+        raise InputError(
+            "the store already holds statistics",
+            where=str(path),
+            todo="pass resume=True to go on with them, or another file",
+        )
+    about, stats = load(path)
+    check_header(path, header, about["header"])
+    plan.tapped = set(about["tapped"])
+    plan.vmap = about["vmap"]
+    plan.verified = set(range(len(plan.offsets) - 1))
+    generator.set_state(about["generator"])
+    on_device = {
+        kind: values if kind != "gradients" else {k: v.to(where) for k, v in values.items()}
+        for kind, values in stats.params.items()
+    }
+    return dataclasses.replace(stats, params=on_device), int(about["batches"])
+
+
+def _check_skipped(skipped: Sequence[str], stats: Statistics, store: str | Path | None) -> None:
+    if combine_hashes(list(skipped)) != stats.data:
+        raise StaleArtifact(
+            "the first batches are not those that the store was made of",
+            where=str(store),
+            expected="the same examples in the same order of batches",
+            todo="turn shuffling and random augmentation off, or start with another file",
+        )
 
 
 # From sums to the statistics of one group
@@ -274,7 +543,7 @@ def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs:
             raise MissingStatistic(
                 f"{base} could not be collected for group {group.name!r}",
                 where=group.module or group.name,
-                expected="readers that are linear maps or ungrouped convolutions",
+                expected="readers that are linear maps or ungrouped convolutions (for feature_rank: 2-D convolutions)",
                 todo="use a criterion that does not look at activations, or leave the group out with couple(freeze=)",
             )
         if base.endswith("_weights"):
@@ -282,6 +551,20 @@ def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs:
         elif base.endswith("_gradients"):
             sums = {k: v / stats.weight for k, v in stats.params["gradients"].items()}
             found[base] = matrix(groups, g, sums, ROLES[base.removesuffix("_gradients")]).cpu().double()
+        elif base.endswith("_flow"):
+            sums = {k: v / stats.sums["flow_runs"] for k, v in stats.params["flow"].items()}
+            found[base] = matrix(groups, g, sums, ROLES[base.removesuffix("_flow")])
+        elif base.endswith("_hessian_products"):
+            sums = {k: v / stats.weight for k, v in stats.params["hessian_products"].items()}
+            found[base] = matrix(groups, g, sums, ROLES[base.removesuffix("_hessian_products")]).cpu().double()
+        elif base == "gate_samples":
+            assert stats.rows is not None
+            rows = stats.rows[: _count(need)]
+            found[base] = rows[:, 1:][:, units] * (rows[:, :1] / rows[:, 0].sum()).sqrt()
+        elif base == "gate_shift":
+            found[base] = _shift(stats, group)
+        elif base == "feature_rank":
+            found[base] = _per_unit(stats.params["ranks"], group)[:, 0]
         elif base == "input_norm":
             found[base] = _input_norm(stats, model, groups, g)
         elif base == "curvature_ratio":
@@ -357,16 +640,35 @@ def _input_norm(stats: Statistics, model: nn.Module, groups: Groups, g: int) -> 
 
 def _activation(stats: Statistics, group: Group) -> Tensor:
     """[U, 4]: mean, mean square, mean absolute value, share of zeros."""
-    sums = torch.zeros(group.n_units, 4, dtype=torch.float64)
-    channels = torch.zeros(group.n_units, dtype=torch.float64)
+    return _per_unit(stats.params["inputs"], group)
+
+
+def _per_unit(lines: Mapping[str, Tensor], group: Group) -> Tensor:
+    """Means over observations of what is recorded at the readers, [channel, 1 + k] with the count first: [U, k]."""
+    total = torch.zeros(())
+    channels = torch.zeros(group.n_units, 1, dtype=torch.float64)
+    for member in group.members:
+        if member.role in ("read", "both") and member.param in lines:
+            line = lines[member.param]
+            owner = torch.tensor(member.units)
+            inside = owner >= 0
+            if total.ndim == 0:
+                total = torch.zeros(group.n_units, line.shape[1] - 1, dtype=torch.float64)
+            total.index_add_(0, owner[inside], (line[:, 1:] / line[:, :1])[inside])
+            channels.index_add_(0, owner[inside], torch.ones(int(inside.sum()), 1, dtype=torch.float64))
+    return total / channels.clamp(min=1)
+
+
+def _shift(stats: Statistics, group: Group) -> Tensor:
+    total = torch.zeros(group.n_units, dtype=torch.float64)
     for member in group.members:
         if member.role in ("read", "both"):
             line = stats.params["inputs"][member.param]
             owner = torch.tensor(member.units)
             inside = owner >= 0
-            sums.index_add_(0, owner[inside], (line[:, 1:] / line[:, :1])[inside])
-            channels.index_add_(0, owner[inside], torch.ones(int(inside.sum()), dtype=torch.float64))
-    return sums / channels.clamp(min=1).unsqueeze(1)
+            each = line[:, 1] / line[:, 0] * stats.params["shifts"][member.param] / stats.weight
+            total.index_add_(0, owner[inside], each[inside])
+    return total
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -458,7 +760,8 @@ class _Found(NamedTuple):
     """What one batch gave.
 
     losses: [N].  gates: [N, U].  tempered: [N, U].  drawn: k of [N, U].  inputs: parameter -> [axis, 5].
-    curvature: [2], see `_curvature`.  slopes: [2], see `_slopes`.
+    ranks: parameter -> [axis, 2].  shifts: parameter -> [axis].  curvature: [2], see `_curvature`.
+    slopes: [2], see `_slopes`.
     """
 
     losses: Tensor
@@ -467,6 +770,8 @@ class _Found(NamedTuple):
     drawn: tuple[Tensor, ...]
     gradients: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
+    ranks: Mapping[str, Tensor]
+    shifts: Mapping[str, Tensor]
     curvature: Tensor | None
     slopes: Tensor | None
 
@@ -490,7 +795,8 @@ def _batch_statistics(
         _check_gates(g, groups, plan, where)
         sums["gate_mean"] = w @ g
         if task.per_example:
-            sums["gate_moments"] = torch.stack([w @ g**k for k in (1, 2, 3, 4)], dim=1)
+            square = g * g
+            sums["gate_moments"] = torch.stack([w @ g, w @ square, w @ (square * g), w @ (square * square)], dim=1)
             sums["gate_absolute"] = w @ g.abs()
         if found.curvature is not None:
             sums["curvature_ratio"] = found.curvature
@@ -501,7 +807,7 @@ def _batch_statistics(
             sums["gate_expected"] = torch.stack([w @ v for v in (e, e * e, g * e, g * g * e)], dim=1)
             sums["slopes"] = found.slopes
         for need in needs:
-            if need.startswith("gate_sampled"):
+            if need.partition("/")[0] == "gate_sampled":
                 s = torch.stack([d.cpu().double().square() for d in found.drawn[: _count(need)]]).mean(0)
                 _check_gates(s, groups, plan, where)
                 sums[need] = torch.stack([w @ v for v in (s, s * s, g * s, g * g * s, e * s)], dim=1)
@@ -514,15 +820,28 @@ def _batch_statistics(
             total = w.sum()
             # The variance of a sum of batches is the sum of w^2 * variance; `of_group` undoes the scale.
             sums[need] = torch.stack([total * each, total.square() * spread], dim=1)
-    lacking = frozenset(range(len(groups.groups))) - frozenset(plan.tapped)
+    everything = frozenset(range(len(groups.groups)))
+    lacking = everything - frozenset(plan.tapped)
+    mapped = {g for g in plan.tapped if any(m.param in found.ranks for m in gate_members(groups.groups[g]))}
+    hashes = batch_hashes(batch)
+    rows: Tensor | None = None
+    keys: tuple[str, ...] = ()
+    if (most := _count_of("gate_samples", needs)) and found.gates is not None:
+        each = torch.cat([w.unsqueeze(1), found.gates.cpu().double()], dim=1)
+        rows, keys = _lowest([(each, tuple(hashes))], most)
     return Statistics(
         sums=sums,
-        params={"gradients": found.gradients, "inputs": found.inputs},
-        missing={"activation": lacking, "input_norm": lacking},
+        params={"gradients": found.gradients, "inputs": found.inputs, "ranks": found.ranks, "shifts": found.shifts},
+        rows=rows,
+        keys=keys,
+        missing={
+            **dict.fromkeys(("activation", "input_norm", "gate_shift"), lacking),
+            "feature_rank": everything - mapped,
+        },
         n=n if task.per_example else int(w.sum()),
         weight=float(w.sum()),
         weight_sq=float(w.square().sum()),
-        data=combine_hashes(batch_hashes(batch)),
+        data=combine_hashes(hashes),
         needs=needs,
         per_example=task.per_example,
     )
@@ -530,6 +849,11 @@ def _batch_statistics(
 
 def _count(need: str) -> int:
     return int(need.partition("/")[2] or 1)
+
+
+def _count_of(base: str, needs: Sequence[str]) -> int:
+    """The largest k of `base/k` among the needs, 0 where there is none."""
+    return max((_count(n) for n in needs if n.partition("/")[0] == base), default=0)
 
 
 def _measure(
@@ -547,18 +871,20 @@ def _measure(
     gated = bool(bases & _GATED)
     wanted = [b.removesuffix("_gradients") for b in bases if b.endswith("_gradients")]
     names = _members_of(groups, parameters, wanted)
-    draws = max((_count(n) for n in needs if n.startswith("gate_sampled")), default=0)
+    draws = _count_of("gate_sampled", needs)
     first = not plan.verified
     if not task.per_example and first:
         _refuse_sums(model, batch, task)
     # The first batch is also differentiated by the tapped weights themselves, to compare.
     checked = [p.param for p in plan.gates if p.group in plan.tapped] if first and gated else []
-    watched = gated or bool(bases & {"activation", "input_norm"})
+    watched = gated or bool(bases & _SEEN)
     gradients: dict[str, Tensor] = {}
     gates: Tensor | None = None
     tempered: Tensor | None = None
     drawn: list[Tensor] = []
-    taps = _Taps(plan, parameters, watch=watched, record=bases & {"activation", "input_norm"} != set())
+    shifts: dict[str, Tensor] = {}
+    taps = _Taps(plan, parameters, watch=watched, record=bool(bases & _SEEN), ranks="feature_rank" in bases)
+    taps.pull = "gate_shift" in bases
     with _requiring(model, {*names, *checked}):
         with taps:
             out = task.forward(model, batch)
@@ -571,19 +897,24 @@ def _measure(
         if gated:
             plan.tapped -= {g.group for g in plan.gates if g.param in taps.bad}
             _find_layouts(taps, plan, losses)
-            gates, totals = taps.backward(losses, sorted({*names, *checked}), keep=True)
+            # A graph that nothing asks again frees its activations on the way back, which is faster too.
+            later = bool(names) and not even
+            again = later or draws > 0 or "gate_expected" in bases
+            gates, totals, pulls = taps.backward(losses, sorted({*names, *checked}), keep=again)
+            shifts = {k: (w.to(v.dtype) @ v).cpu().double() for k, v in pulls.items()}
             if first:
                 _verify(plan, groups, parameters, gates, totals)
             scale = 1.0 if task.per_example else float(w[0])
             gradients = {k: totals[k].double() * scale for k in names} if even else {}
+            taps.pull = False
             if "gate_expected" in bases:
                 assert task.tempered is not None
                 surrogate = check_losses(task.tempered(out, batch), task, where=where)
-                tempered = taps.backward(surrogate, (), keep=True)[0]
-            for _ in range(draws):
+                tempered = taps.backward(surrogate, (), keep=later or draws > 0)[0]
+            for k in range(draws):
                 assert task.curvature is not None
                 surrogate = check_losses(task.curvature(out, batch, generator), task, where=where)
-                drawn.append(taps.backward(surrogate, (), keep=True)[0])
+                drawn.append(taps.backward(surrogate, (), keep=later or k + 1 < draws)[0])
         elif watched:
             plan.tapped -= {g.group for g in plan.gates if g.param in taps.bad or g.param not in taps.inputs}
         if names and not (gated and even):
@@ -613,7 +944,18 @@ def _measure(
     plan.verified |= set(range(len(groups.groups)))
     curvature = _curvature(out, batch, task, w, generator) if "curvature_ratio" in bases else None
     slopes = _slopes(out, batch, task, w) if tempered is not None else None
-    return _Found(losses.detach(), gates, tempered, tuple(drawn), gradients, dict(taps.inputs), curvature, slopes)
+    return _Found(
+        losses=losses.detach(),
+        gates=gates,
+        tempered=tempered,
+        drawn=tuple(drawn),
+        gradients=gradients,
+        inputs=dict(taps.inputs),
+        ranks=dict(taps.ranks),
+        shifts=shifts,
+        curvature=curvature,
+        slopes=slopes,
+    )
 
 
 def _rehearsed(model: nn.Module, groups: Groups, plan: _Plan, batch: Batch, task: Task, needs: Sequence[str]) -> _Plan:
@@ -631,8 +973,9 @@ def _rehearsed(model: nn.Module, groups: Groups, plan: _Plan, batch: Batch, task
     return trial if len(found.losses) == _FEW else plan
 
 
-_FEW = 16
-_GATED = frozenset({"gate_mean", "gate_moments", "gate_absolute", "gate_expected", "gate_sampled", "curvature_ratio"})
+_FEW = 8
+_GATED = frozenset(n for n in PASS if n.startswith("gate_") and n != "gate_hessian") | {"curvature_ratio"}
+_SEEN = frozenset({"activation", "input_norm", "gate_shift", "feature_rank"})
 _EMPIRICAL = "use criteria.obd(curvature='empirical')"
 _HALF = "look at the inputs; in half precision, try bfloat16 or float32"
 
@@ -760,10 +1103,13 @@ _tap: Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], None]], Tensor] = _Ta
 class _Taps(TorchFunctionMode):
     """Watches a forward pass for calls that contract a gated weight with its input, and taps that input."""
 
-    def __init__(self, plan: _Plan, parameters: Mapping[str, Tensor], *, watch: bool, record: bool) -> None:
+    def __init__(
+        self, plan: _Plan, parameters: Mapping[str, Tensor], *, watch: bool, record: bool, ranks: bool
+    ) -> None:
         super().__init__()
         self.plan = plan
         self.record = record
+        self.ranked = ranks
         self.names = {id(parameters[g.param]): g.param for g in plan.gates if watch and g.group in plan.tapped}
         self.axes = {g.param: g.axis for g in plan.gates if g.group in plan.tapped}
         self.parameters = parameters
@@ -771,7 +1117,9 @@ class _Taps(TorchFunctionMode):
         self.calls: list[_Call] = []
         self.counts: dict[str, int] = {}
         self.inputs: dict[str, Tensor] = {}
+        self.ranks: dict[str, Tensor] = {}
         self.sink: Callable[[_Call, Tensor, Tensor], None] | None = None
+        self.pull = False
         device = next((p.device for p in parameters.values()), torch.device("cpu"))
         self.root = torch.zeros((), device=device, requires_grad=True)
 
@@ -829,31 +1177,40 @@ class _Taps(TorchFunctionMode):
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         count = torch.full((x.shape[channel],), float(x.numel() // x.shape[channel]), dtype=torch.float64)
         sums = [v.sum(rest).cpu().double() if rest else v.cpu().double() for v in (x, x * x, x.abs(), (x == 0).to(x))]
-        line = torch.stack([count, *sums], dim=1)
-        self.inputs[name] = self.inputs[name] + line if name in self.inputs else line
+        _accumulate(self.inputs, name, torch.stack([count, *sums], dim=1))
+        if self.ranked and x.ndim == 4 and channel == 1:  # maps [N, C, H, W]
+            ranks = torch.linalg.matrix_rank(x).double().sum(0).cpu()
+            _accumulate(self.ranks, name, torch.stack([torch.full_like(ranks, len(x)), ranks], dim=1))
 
-    def backward(self, losses: Tensor, names: Sequence[str], *, keep: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gate gradients [N, U] of each example's own loss, and gradients of the sum of losses by parameter."""
+    def backward(
+        self, losses: Tensor, names: Sequence[str], *, keep: bool
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Gate gradients [N, U] of each example's own loss; gradients of the sum of losses by parameter; and pulls.
+
+        Pulls, made if `pull` is set, are dloss[n]/dx summed over positions, [N, C], by parameter.
+        """
         n = len(losses)
         gates = torch.zeros(n, self.plan.n_units, dtype=torch.float64, device=losses.device)
         if losses.device.type == "mps":
             gates = gates.float()
-        owners = {(g.param, g.group): g for g in self.plan.gates if g.group in self.plan.tapped}
+        each: dict[str, Tensor] = {}
+        pulls: dict[str, Tensor] = {}
 
         def add(call: _Call, x: Tensor, grad: Tensor) -> None:
             layout = self.plan.layouts.get(call.key)
-            if layout is None:
-                return
-            each = _per_example(x, grad, call.channel, layout, n)
-            for (param, _), gate in owners.items():
-                if param == call.param:
-                    owner = gate.owner.to(each.device)
-                    inside = owner >= 0
-                    gates.index_add_(1, owner[inside], each[:, inside].to(gates.dtype))
+            if layout is not None:
+                _accumulate(each, call.param, _per_example(x * grad, call.channel, layout, n))
+                if self.pull:
+                    _accumulate(pulls, call.param, _per_example(grad, call.channel, layout, n))
 
         self.sink = add
         totals = self.gradients(losses.sum(), names, keep=keep)
-        return gates, totals
+        for gate in self.plan.gates:
+            if gate.group in self.plan.tapped and gate.param in each:
+                owner = gate.owner.to(gates.device)
+                inside = owner >= 0
+                gates.index_add_(1, owner[inside], each[gate.param][:, inside].to(gates.dtype))
+        return gates, totals, pulls
 
     def gradients(self, loss: Tensor, names: Sequence[str], *, keep: bool = False) -> dict[str, Tensor]:
         """Gradients of `loss` by parameter; whatever taps lie on the way report to the sink."""
@@ -965,21 +1322,24 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _per_example(x: Tensor, grad: Tensor, channel: int, layout: _Layout, n: int) -> Tensor:
-    """Sum over positions of x * grad: [N, C]."""
+def _accumulate(into: dict[str, Tensor], name: str, part: Tensor) -> None:
+    into[name] = into[name] + part if name in into else part
+
+
+def _per_example(x: Tensor, channel: int, layout: _Layout, n: int) -> Tensor:
+    """Sum over positions, in float32 at least: [N, C]."""
     if layout.axis < 0:
-        return _sum_to_channel(x, grad, channel)
-    product = (x * grad).movedim(channel, -1)
-    axis = layout.axis - (layout.axis > channel)
-    product = _split_axis(product, axis, layout, n).movedim(axis if layout.order == "major" else axis + 1, 0)
-    rest = list(range(1, product.ndim - 1))
-    return torch.sum(product, rest, dtype=_wide(product)) if rest else product
-
-
-def _sum_to_channel(x: Tensor, grad: Tensor, channel: int) -> Tensor:
-    product = (x * grad).movedim(channel, -1)
-    rest = list(range(product.ndim - 1))
-    return (product.sum(rest, dtype=_wide(product)) if rest else product).unsqueeze(0)
+        x, axis = x.unsqueeze(0), 0
+        channel += 1
+    else:
+        axis = layout.axis
+        if x.shape[axis] != n:
+            x = _split_axis(x, axis, layout, n)
+            channel += channel > axis
+            axis += layout.order == "minor"
+    rest = [a for a in range(x.ndim) if a not in (axis, channel)]
+    total = torch.sum(x, rest, dtype=_wide(x)) if rest else x.to(_wide(x))
+    return total if axis < channel else total.T
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -1212,6 +1572,74 @@ def _vmapped(loss: Callable[[Tensor, Batch], Tensor], ones: Tensor, batch: Batch
     chunk = max(1, min(n, 2**24 // max(1, len(ones) * 64)))
     result: Tensor = torch.func.vmap(one, randomness="different", chunk_size=chunk)(*tensors)
     return result.detach()
+
+
+# Passes of their own
+
+
+def _flow(model: nn.Module, names: set[str], batch: Batch, task: Task) -> dict[str, Tensor]:
+    """|w| dR/d|w| by parameter: see `write_flow`. The batch only tells how an input looks."""
+    inputs = [item for _, item in leaves(batch) if isinstance(item, Tensor)]
+    if not inputs or not inputs[0].is_floating_point():
+        raise MissingStatistic(
+            "the flow through a network is defined for an input of ones, and this input is no field of real numbers",
+            expected="an input of floating-point numbers",
+            got="token ids or other integers",
+            todo="use another criterion, such as criteria.obd()",
+        )
+
+    def one(item: Any) -> Any:
+        return torch.ones_like(item, dtype=torch.float64) if _is_real(item) else item
+
+    weights = {k: p.detach().double().abs() for k, p in model.named_parameters() if _is_real(p)}
+    wanted = sorted(names & set(weights))
+    if not wanted:
+        return {}
+    for k in wanted:
+        weights[k].requires_grad_()
+    state = {**weights, **{k: b.detach().double().abs() for k, b in model.named_buffers() if _is_real(b)}}
+    device = device_of(model) or torch.device("cpu")
+    with _exact_kernels(), torch.autocast(device.type, enabled=False):
+        placed = {f"model.{k}": v for k, v in state.items()}
+        out = torch.func.functional_call(_Gated(model, task), placed, (map_leaves(one, examples(batch, 0, 1)),))
+        total = torch.stack([v.sum() for _, v in leaves(out) if _is_real(v)]).sum()
+        grads = torch.autograd.grad(total, [weights[k] for k in wanted], allow_unused=True)
+    return {
+        k: torch.zeros(weights[k].shape, dtype=torch.float64) if g is None else (weights[k].detach() * g).cpu()
+        for k, g in zip(wanted, grads, strict=True)
+    }
+
+
+def _is_real(item: Any) -> bool:
+    return isinstance(item, Tensor) and item.is_floating_point()
+
+
+def _hessian_products(
+    model: nn.Module, groups: Groups, stats: Statistics, batches: Batches, task: Task, where: torch.device | None
+) -> dict[str, Tensor]:
+    """Sums over examples of H[n] g by parameter, with g the gradient of the mean loss that `stats` holds."""
+    names = sorted(_members_of(groups, _parameters(model), ["all"]))
+    if not names:
+        return {}
+    weights = [_parameters(model)[k] for k in names]
+    direction = [(stats.params["gradients"][k] / stats.weight).to(w) for k, w in zip(names, weights, strict=True)]
+    total = {k: torch.zeros_like(w, dtype=torch.float64) for k, w in zip(names, weights, strict=True)}
+    with _requiring(model, set(names)), _exact_kernels():
+        for index, raw in enumerate(batches):
+            batch, spot = to_device(raw, where), f"batch {index}"
+            losses = check_losses(task.losses(task.forward(model, batch), batch), task, where=spot)
+            w = weights_of(task, batch, len(losses), where=spot).to(losses.device, losses.dtype)
+            grads = torch.autograd.grad((w * losses).sum(), weights, create_graph=True, allow_unused=True)
+            along = [(g * d).sum() for g, d in zip(grads, direction, strict=True) if g is not None and g.requires_grad]
+            if along:
+                products = torch.autograd.grad(torch.stack(along).sum(), weights, allow_unused=True)
+                for k, p in zip(names, products, strict=True):
+                    if p is not None:
+                        total[k] += p
+    for k, p in total.items():
+        if not bool(torch.isfinite(p).all()):
+            raise NonFinite(f"the Hessian times the gradient is not finite at {k}", todo=_HALF)
+    return total
 
 
 # Second order

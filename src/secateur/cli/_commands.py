@@ -27,6 +27,7 @@ from secateur._plan import plan as plan_verb
 from secateur._recover import derive, seeded
 from secateur._scan import REMOVED
 from secateur._scan import scan as scan_verb
+from secateur._score import merge_scores
 from secateur._score import score as score_verb
 from secateur._trace import trace as trace_verb
 from secateur.allocators import ALLOCATORS
@@ -107,6 +108,11 @@ def score(
     rules: o.RulesName = None,
     baked: o.Baked = "freeze",
     random_weights: o.RandomWeights = False,
+    store: Annotated[Path | None, typer.Option("--store", help="file that keeps what was summed so far")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from what --store holds")] = False,
+    merge: Annotated[
+        list[Path] | None, typer.Option("--merge", help="add up the --store of a part of the data (repeatable)")
+    ] = None,
     out: o.Out = None,
     seed: o.Seed = 0,
     json: o.Json = False,
@@ -114,9 +120,15 @@ def score(
 ) -> None:
     """Predict what each unit is worth, from one pass over the search data; --compare: how well is it predicted?"""
     named = names.model(model, weights=not random_weights)
-    splits = _data(data)
+    if resume and store is None:
+        raise typer.BadParameter("--resume needs --store: the file to go on from")
+    if merge and (data or store or compare):
+        raise typer.BadParameter("--merge adds up what is there: no --data, --store or --compare beside it")
+    if store and compare:
+        raise typer.BadParameter("--compare measures as well, and writes no --store")
     groups = _couple(named, _inputs(named, inputs, shape, data), freeze, tie, rules, baked)
     if compare:
+        splits = _data(data)
         chosen = listed(criterion, CRITERIA, what="criterion")
         with progress(quiet=json) as tell, seeded(derive(seed, "score"), splits.search):
             compared, missing = _compare.compared(
@@ -131,7 +143,11 @@ def score(
         else:
             _compare.show(compared, missing, files)
         return
-    found = _score(named.model, groups, splits, task, criterion, seed, json)
+    if merge:
+        found = merge_scores(named.model, groups, merge, criterion=member(criterion, CRITERIA, what="criterion"))
+        assert isinstance(found, Scores)
+    else:
+        found = _score(named.model, groups, _data(data), task, criterion, seed, json, store=store, resume=resume)
     if out is not None:
         _store.write_json(out / SCORES, to_json(found))
     if json:
@@ -634,7 +650,18 @@ def _baked(name: str) -> Literal["freeze", "submodule"]:
     return "submodule" if name == "submodule" else "freeze"
 
 
-def _score(model: nn.Module, groups: Groups, data: Data, task: str, criterion: str, seed: int, quiet: bool) -> Scores:
+def _score(
+    model: nn.Module,
+    groups: Groups,
+    data: Data,
+    task: str,
+    criterion: str,
+    seed: int,
+    quiet: bool,
+    *,
+    store: Path | None = None,
+    resume: bool = False,
+) -> Scores:
     with progress(quiet=quiet) as tell, seeded(derive(seed, "score"), data.search):
         found = score_verb(
             model,
@@ -642,6 +669,8 @@ def _score(model: nn.Module, groups: Groups, data: Data, task: str, criterion: s
             data.search,
             _task(task),
             criterion=member(criterion, CRITERIA, what="criterion"),
+            store=store,
+            resume=resume,
             progress=tell,
         )
     assert isinstance(found, Scores)
