@@ -52,7 +52,10 @@ bench-score-cost: $(STAMP)  ## processor time and memory of scores; ARGS="--roun
 bench-certificate: $(STAMP)  ## how often the certificate is wrong, and how much it can prove
 	$(BIN)/python benchmarks/certificate.py $(ARGS)
 
-crash: $(STAMP)  ## kill -9 a scan at 20 random moments; what is resumed must have the same bits
+bench-executors: $(STAMP)  ## two workers against one, processes and Ray: ten minutes; ARGS="--minutes 0.2"
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/executors.py $(ARGS)
+
+crash: $(STAMP)  ## kill -9 a scan at 20 random moments, serial and in processes; what is resumed has the same bits
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_store.py tests/test_scan.py -k killed $(ARGS)
 
 clean:  ## remove what was built (not .venv)
