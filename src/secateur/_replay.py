@@ -14,13 +14,13 @@ import operator
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from secateur._surgery import borrow, duplicate
 from secateur._units import call, extent_value, offsets
@@ -329,6 +329,56 @@ def run_watched(model: Callable[..., Any], inputs: Any, watcher: Watcher) -> Any
         torch.backends.mha.set_fastpath_enabled(fast)
         if collecting:
             gc.enable()
+
+
+class _Intercepting(TorchDispatchMode):
+    """Hands every ATen operation over instead of running it."""
+
+    def __init__(self, operation: Callable[[Any, Any, Any], Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operation = operation
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "prim":
+            return func(*args, **(kwargs or {}))
+        return self.operation(func, args, kwargs or {})
+
+
+@contextlib.contextmanager
+def intercepted(operation: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
+    """Inside, `operation(function, args, kwargs)` stands for every ATen operation; in it, operations are ordinary."""
+    collecting = gc.isenabled()
+    gc.disable()  # as in `run_watched`
+    try:
+        with _Intercepting(operation):
+            yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def undisturbed() -> contextlib.AbstractContextManager[Any]:
+    """Inside, operations are ordinary, as in an operation that was intercepted."""
+    return _disable_current_modes()
+
+
+def written_tensors(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that an ATen operation writes in place, by its schema."""
+    found: list[Tensor] = []
+    for position, name in _written_arguments(function):
+        value = args[position] if position < len(args) else kwargs.get(name)
+        items: Iterable[Any] = value if isinstance(value, tuple | list) else [value]
+        found += [t for t in items if isinstance(t, Tensor)]
+    return found
+
+
+@functools.cache
+def _written_arguments(function: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of the arguments that an operation writes in place."""
+    if not isinstance(function, torch._ops.OpOverload) or not function._schema.is_mutable:
+        return ()
+    arguments = enumerate(function._schema.arguments)
+    return tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
 
 
 def stage(

@@ -8,11 +8,12 @@ Index conventions: g group, n example, f fold, c chunk.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur import _counts, _curves, _evaluate, _store, _surgery
+from secateur import _counts, _curves, _evaluate, _reuse, _store, _surgery
 from secateur._evaluate import Evaluation, Progress
+from secateur._reuse import Prefix
 from secateur.errors import (
     CutError,
     FileCorrupt,
@@ -36,13 +38,14 @@ from secateur.schema.curves import Curves, Point
 from secateur.schema.groups import Groups
 from secateur.schema.members import Executor, Recovery
 from secateur.schema.scores import Scores
-from secateur.schema.task import Batch, Batches, Task
+from secateur.schema.task import Batches, Task
 
 REMOVED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FORMAT = 2  # of the store
 FIRST = 256  # examples of the first chunk, at least
 GROWTH = 0.5  # every later chunk has at least this part of the examples before it
 MOST_BYTES = 2**28  # of a chunk: it stays in memory while all points are measured on it
+MEMORY = "2GiB"
 Counts = tuple[int, ...]
 Sums = list[dict[str, float | int | None]]  # [f]
 
@@ -71,6 +74,18 @@ class Job:
 
     target: Target
     chunks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Sums of a job, [c].
+
+    Attributes:
+        in_full: batches on which the cut model did otherwise than the dense one, and computed everything.
+    """
+
+    sums: list[Sums]
+    in_full: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,6 +120,7 @@ def scan(
     store: str | Path | None = None,
     resume: bool = False,
     recovery: Recovery | None = None,
+    memory: int | str = MEMORY,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Curves:
@@ -125,6 +141,8 @@ def scan(
             checksums); a scan that was killed goes on from there.
         resume: the store may already hold measurements. Without it, a store that is not empty is refused.
         recovery: a cheap one, on the same data; each cut is then measured before and after it.
+        memory: for what the dense model computes on a chunk before the units of a group matter, in bytes or as text:
+            cut models go on from there. Beyond it, and with 0, they compute it again; the results are the same.
         executor: where the measurements run; None = here, one after the other. The results are the same.
 
     Returns:
@@ -136,6 +154,7 @@ def scan(
         CutError: a group whose deepest cut does not run; found before anything else is measured.
         NonFinite: a cut model whose loss is no number.  FileCorrupt: a store that was changed.
     """
+    budget = _reuse.bytes_of(memory)
     order = _counts.removal_order(groups, scores)
     plan = targets(groups, removed, only)
     hashes = _evaluate.example_hashes(batches)
@@ -175,17 +194,20 @@ def scan(
     done |= _open_store(store, header, n_folds=n_folds, resume=resume)
     _check_cuts(setup, [target.counts for target in targeted if len(done[target]) < len(chunks)])
     run: Callable[..., Iterable[tuple[int, Any]]] = executor or _one_after_the_other
-    n_done = sum(len(done[target]) for target in targeted)
-    for held, jobs in _rounds(setup, targeted, done):
+    n_done, in_full = sum(len(done[target]) for target in targeted), 0
+    for held, jobs in _shared(setup, budget, _rounds(setup, targeted, done)):
         for index, measured in run(functools.partial(measure, setup, held), jobs):
             target = jobs[index].target
-            for sums in measured:
+            in_full += measured.in_full
+            for sums in measured.sums:
                 if store is not None:
                     _store.append_line(store, _line(target, len(done[target]), sums))
                 done[target].append(sums)
-            n_done += len(measured)
+            n_done += len(measured.sums)
             if progress is not None:
                 progress("scan", n_done, len(targeted) * len(chunks))
+    if in_full and progress is not None:
+        progress("scan: batches that went another way than the dense model's", in_full, in_full)
     points = [
         point
         for group, by_fraction in plan.items()
@@ -234,11 +256,11 @@ def targets(groups: Groups, removed: Sequence[float], only: Sequence[str] = ()) 
     return found
 
 
-def measure(setup: Setup, batches: Iterable[Batch], job: Job) -> list[Sums]:
+def measure(setup: Setup, batches: Iterable[Prefix], job: Job) -> Measured:
     """The work function: cut, maybe recover, and evaluate chunk by chunk; [c][f], JSON-ready.
 
     Args:
-        batches: those of the job's chunks; all of them where the target is recovered first.
+        batches: those of the job's chunk. A target that is recovered first reads its own.
     """
     small = _cut(setup, job.target.counts)
     chunks = [setup.chunks[c] for c in job.chunks]
@@ -248,16 +270,12 @@ def measure(setup: Setup, batches: Iterable[Batch], job: Job) -> list[Sums]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # every cut meets the same recovery, whichever was measured before it
             small = setup.recovery(small, setup.batches, setup.task, teacher=setup.model, seed=0, progress=None)
-        stream = itertools.islice(stream, chunks[0].start, None)
-    made = []
+        stream = (Prefix(batch=batch) for batch in itertools.islice(setup.batches, chunks[0].start, None))
+    made, in_full = [], 0
     for chunk in chunks:
         try:
-            pruned = _evaluate.join(
-                [
-                    _evaluate.evaluate_batch(small, batch, setup.task, where=f"batch {index}")
-                    for index, batch in zip(range(chunk.start, chunk.stop), stream)  # noqa: B905 (leaves the rest)
-                ]
-            )
+            numbered = zip(range(chunk.start, chunk.stop), stream)  # noqa: B905 (leaves the rest)
+            pruned = list(_evaluations(setup, small, job.target, numbered))
         except NonFinite as error:
             raise NonFinite(
                 "a model that was cut computes no finite loss",
@@ -270,8 +288,34 @@ def measure(setup: Setup, batches: Iterable[Batch], job: Job) -> list[Sums]:
                 todo="leave this fraction out (`removed`), or freeze the group; what was measured so far is in "
                 "the store",
             ) from error
-        made.append(_sums(setup, chunk, pruned))
-    return made
+        made.append(_sums(setup, chunk, _evaluate.join([evaluation for evaluation, _ in pruned])))
+        in_full += sum(not followed for _, followed in pruned)
+    return Measured(made, in_full)
+
+
+def _evaluations(
+    setup: Setup, small: nn.Module, target: Target, prefixes: Iterable[tuple[int, Prefix]]
+) -> Iterator[tuple[Evaluation, bool]]:
+    """A cut model on batches, and whether it went on from where it parts from the dense one.
+
+    Once it goes another way than the dense model did, what it holds may not be trusted: it is made anew, and computes
+    everything.
+    """
+    follows = True
+    for index, prefix in prefixes:
+        where = f"batch {index}"
+        if follows:
+            found = _reuse.evaluate(prefix, small, setup.task, _family(setup, target.counts), where=where)
+            if found is not None:
+                yield found, True
+                continue
+            small, follows = _cut(setup, target.counts), False
+        yield _evaluate.evaluate_batch(small, prefix.batch, setup.task, where=where), False
+
+
+def _family(setup: Setup, counts: Counts) -> tuple[int, ...]:
+    """The groups that lose units: they tell where the cut model parts from the dense one, not how many units go."""
+    return tuple(group.index for group, k in zip(setup.groups.groups, counts, strict=True) if k < group.n_units)
 
 
 def _cut(setup: Setup, counts: Counts) -> nn.Module:
@@ -297,6 +341,26 @@ def _rounds(
     jobs = [Job(t, tuple(every[len(done[t]) :])) for t in targets if t.recovered and len(done[t]) < len(every)]
     if jobs:
         yield setup.batches, jobs
+
+
+def _shared(
+    setup: Setup, memory: int, rounds: Iterable[tuple[Batches, list[Job]]]
+) -> Iterator[tuple[Sequence[Prefix], list[Job]]]:
+    """The rounds, with what the dense model computes on their batches; nothing of it outlives a round."""
+    dense, plan = copy.deepcopy(setup.model), None
+    known: dict[Any, dict[Hashable, int]] = {}
+    for held, jobs in rounds:
+        families: dict[Hashable, tuple[Callable[[], nn.Module], int]] = {}
+        for job in jobs:
+            make, n = families.get(family := _family(setup, job.target.counts), (None, 0))
+            families[family] = make or functools.partial(_cut, setup, job.target.counts), n + 1
+        prefixes: list[Prefix] = []
+        for batch in () if jobs[0].target.recovered else held:
+            each = memory // _evaluate.length(held)
+            made = _reuse.prepare(dense, batch, setup.task, families, memory=each, known=known, plan=plan)
+            prefixes.append(made)
+            plan = made.recording or plan
+        yield prefixes, jobs
 
 
 def _one_after_the_other(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[tuple[int, Any]]:

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -34,6 +34,7 @@ from secateur._replay import (
     source_line,
     stage,
     training_flags_read,
+    written_tensors,
 )
 from secateur._surgery import fingerprint_structure, tensors
 from secateur.errors import InputError, TraceError, UnsupportedModel
@@ -392,7 +393,7 @@ class _Recorder(Plain):
         """Run one operation and write it down."""
         args, kwargs = quiet(op, args, kwargs)
         seen_args, seen_kwargs = self._written(args), {k: self._written(v) for k, v in kwargs.items()}
-        writes = _written_tensors(function, args, kwargs)
+        writes = written_tensors(function, args, kwargs)
         if writes and any(t.untyped_storage().data_ptr() in self.lent for t in writes):
             self.refused = True
             raise _WritesWeights
@@ -541,22 +542,3 @@ def _has_traced(item: Any) -> bool:
     if isinstance(item, tuple | list):
         return any(_has_traced(i) for i in item)
     return False
-
-
-def _written_tensors(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors that an ATen operation writes in place, by its schema."""
-    found: list[Tensor] = []
-    for position, name in _written_arguments(function):
-        value = args[position] if position < len(args) else kwargs.get(name)
-        items: Iterable[Any] = value if isinstance(value, tuple | list) else [value]
-        found += [t for t in items if isinstance(t, Tensor)]
-    return found
-
-
-@functools.cache
-def _written_arguments(function: Any) -> tuple[tuple[int, str], ...]:
-    """Position and name of the arguments that an operation writes in place."""
-    if not isinstance(function, torch._ops.OpOverload) or not function._schema.is_mutable:
-        return ()
-    arguments = enumerate(function._schema.arguments)
-    return tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
