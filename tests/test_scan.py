@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import multiprocessing
 import multiprocessing.process
@@ -32,6 +33,7 @@ from secateur.schema.graph import Attribute
 from secateur.schema.groups import Equation, Extent, Group, Groups, Member, Setting
 from secateur.schema.members import Executor
 from secateur.schema.plan import Plan
+from secateur.schema.precision import Precision
 from secateur.schema.scores import Scores
 from secateur.schema.task import Task
 from secateur.tasks import classification, from_mean
@@ -294,6 +296,121 @@ def test_groups_scanned_apart_merge_into_the_scan_of_all(parts) -> None:
     assert _curves.merge([second, first]) == scan(*parts, removed=(0.25, 0.5))
     with pytest.raises(UnknownName, match="layer7"):
         scan(*parts, only=["layer0", "layer7"])
+
+
+# Precision
+
+
+@pytest.fixture
+def racing(parts, monkeypatch: pytest.MonkeyPatch) -> tuple:
+    """A model that is sure and right, so that cuts hurt; 600 examples in batches of 8, the first look after 32."""
+    monkeypatch.setattr(_scan, "FIRST", 32)
+    model, groups, scores, _, task = parts
+    with torch.no_grad():
+        model[4].weight *= 8
+        batches = [(x, model(x).argmax(1)) for x, _ in make_batches(600, 8)]
+    return model, groups, scores, batches, task
+
+
+def test_a_point_stops_at_the_first_chunk_that_makes_it_precise(racing) -> None:
+    model, _, scores, batches, task = racing
+    dense = _evaluate.evaluate(model, batches, task)
+    ends = [chunk.first + chunk.n for chunk in _scan._dense(model, batches, task)[1]]
+    assert len(ends) > 5
+    asked = Precision(absolute=0.01, relative=0.1)
+    curves = scan(*racing, removed=(0.15, 0.3, 0.5, 0.7, 0.9), precision=asked)
+    used = set()
+    for (group, n_removed), points in itertools.groupby(curves.points, lambda p: (p.group, p.n_removed)):
+        each = _evaluate.evaluate(zeroed(model, scores, group, n_removed), batches, task).losses - dense.losses
+        n = next(
+            (n for n in ends if each[:n].std() / n**0.5 <= max(asked.absolute, asked.relative * abs(each[:n].mean()))),
+            600,
+        )
+        points = list(points)
+        assert sum(p.n for p in points) == n
+        for p in points:
+            assert p.loss == pytest.approx(float(each[:n][p.fold :: 5].sum()), abs=1e-10)
+            assert p.base_loss == pytest.approx(float(dense.losses[:n][p.fold :: 5].sum()))
+        used.add(n)
+    assert len(used) > 3
+    for reading in itertools.chain(*_curves.read(curves)):
+        assert reading.n == 600 or reading.error <= max(asked.absolute, asked.relative * abs(reading.loss))
+
+
+def test_an_impossible_precision_is_the_whole_scan(racing) -> None:
+    assert scan(*racing, removed=(0.5,), precision=Precision(absolute=0, relative=0)) == scan(*racing, removed=(0.5,))
+
+
+def test_a_point_that_is_surely_above_the_ceiling_stops(racing) -> None:
+    exact = Precision(absolute=0, relative=0)
+    curves = scan(*racing, precision=dataclasses.replace(exact, ceiling=0.2, level=0.05))
+    whole = scan(*racing, precision=exact)
+    stopped = {(r.group, r.n_removed) for r in itertools.chain(*_curves.read(curves)) if r.n < 600}
+    above = {(r.group, r.n_removed) for r in itertools.chain(*_curves.read(whole)) if r.loss > 0.2}
+    assert stopped
+    assert stopped < above  # never one below it; one that is hardly above is measured to the end
+    for reading in itertools.chain(*_curves.read(curves)):
+        if reading.n < 600:  # an interval for one look would have stopped earlier
+            assert reading.loss - 1.96 * reading.error > 0.2
+
+
+def test_a_precise_scan_is_the_same_however_it_is_run(racing, tmp_path: Path) -> None:
+    precise = functools.partial(
+        scan, *racing, removed=(0.3, 0.6, 0.9), precision=Precision(absolute=0.02), recovery=recalibrate()
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        told = Mock()
+        whole = precise(store=tmp_path / "whole.jsonl", progress=told)
+        lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+        done, in_all = told.call_args.args[1:]
+        assert done == in_all  # what is not needed counts as done
+        assert [call.args[1] for call in told.call_args_list] == sorted(call.args[1] for call in told.call_args_list)
+        assert len(lines) - 1 < in_all
+        assert precise(executor=processes(2)) == whole
+        for n in range(1, len(lines), 5):
+            path = tmp_path / f"part{n}.jsonl"
+            path.write_bytes(b"".join(lines[:n]))
+            assert precise(store=path, resume=True) == whole
+            assert len(path.read_bytes().splitlines()) == len(lines)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_one_store_serves_scans_of_any_precision(racing, tmp_path: Path) -> None:
+    path = tmp_path / "scan.jsonl"
+    rough, fine = Precision(relative=0.3), Precision(relative=0.1)
+    scan(*racing, removed=(0.5,), store=path, precision=rough)
+    n_rough = len(_store.read_lines(path))
+    assert scan(*racing, removed=(0.5,), store=path, resume=True, precision=fine) == scan(
+        *racing, removed=(0.5,), precision=fine
+    )
+    assert n_rough < (n_fine := len(_store.read_lines(path)))
+    # More is there than is asked for: nothing is measured, and nothing beyond the first precise chunk is used.
+    assert scan(*racing, removed=(0.5,), store=path, resume=True, precision=rough) == scan(
+        *racing, removed=(0.5,), precision=rough
+    )
+    assert len(_store.read_lines(path)) == n_fine
+
+
+def test_sorted_examples_are_refused_where_the_first_ones_decide(racing) -> None:
+    model, groups, scores, batches, task = racing
+    x, y = (torch.cat(column) for column in zip(*batches, strict=True))
+    by_loss = _evaluate.evaluate(model, batches, task).losses.argsort()
+    ordered = list(zip(x[by_loss].split(8), y[by_loss].split(8), strict=True))
+    with pytest.raises(InputError, match="random order") as caught:
+        scan(model, groups, scores, ordered, task, removed=(0.5,), precision=Precision())
+    assert "shuffle the search data once" in str(caught.value)
+    scan(model, groups, scores, ordered, task, removed=(0.5,))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"absolute": -1}, {"relative": math.nan}, {"ceiling": 0.0}, {"level": 0.0}, {"absolute": math.inf}]
+)
+def test_a_precision_that_means_nothing_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Precision(**wrong)
 
 
 # Stores

@@ -70,6 +70,7 @@ from secateur.schema.curves import Curves as Curves
 from secateur.schema.graph import Graph as Graph
 from secateur.schema.groups import Groups as Groups
 from secateur.schema.plan import Plan as Plan
+from secateur.schema.precision import Precision as Precision
 from secateur.schema.problem import Problem as Problem
 from secateur.schema.receipt import Receipt as Receipt
 from secateur.schema.result import Result as Result
@@ -95,6 +96,7 @@ __all__ = [
     "Groups",
     "Latency",
     "Plan",
+    "Precision",
     "Problem",
     "Receipt",
     "Result",

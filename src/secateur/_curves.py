@@ -112,26 +112,32 @@ def isotonic(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArr
 def mean_and_error(points: Iterable[Point]) -> tuple[float, float]:
     """Mean paired increase of the loss over folds, and its standard error; nats."""
     points = tuple(points)
-    return _mean_and_error(math.fsum(p.loss for p in points), math.fsum(p.loss_sq for p in points), *_sizes(points))
+    return moments(math.fsum(p.loss for p in points), math.fsum(p.loss_sq for p in points), *_sizes(points))
 
 
 def _drop(points: Iterable[Point]) -> tuple[float | None, float | None]:
     points = tuple(points)
     if any(p.drop is None or p.drop_sq is None for p in points):
         return None, None
-    return _mean_and_error(
+    return moments(
         math.fsum(p.drop or 0.0 for p in points), math.fsum(p.drop_sq or 0.0 for p in points), *_sizes(points)
     )
 
 
 def _sizes(points: tuple[Point, ...]) -> tuple[float, float]:
-    """Sum of the weights, and the effective number of examples (Kish): (sum w)² / sum w²."""
+    """Sum of the weights, and the effective number of examples."""
     weight = math.fsum(p.weight for p in points)
-    weight_sq = math.fsum(p.weight_sq for p in points)
-    return weight, weight * weight / weight_sq if weight_sq > 0 else float(sum(p.n for p in points))
+    n = effective(weight, math.fsum(p.weight_sq for p in points))
+    return weight, n if n > 0 else float(sum(p.n for p in points))
 
 
-def _mean_and_error(total: float, squares: float, weight: float, n: float) -> tuple[float, float]:
+def effective(weight: float, weight_sq: float) -> float:
+    """The effective number of examples (Kish 1965): (sum w)² / sum w²; 0 where nothing has weight."""
+    return weight * weight / weight_sq if weight_sq > 0 else 0.0
+
+
+def moments(total: float, squares: float, weight: float, n: float) -> tuple[float, float]:
+    """Mean and standard error from weighted sums, and the effective number of examples."""
     mean = total / weight
     variance = max(squares / weight - mean * mean, 0.0)
     return mean, math.sqrt(variance / (n - 1)) if n > 1 else 0.0
@@ -177,6 +183,8 @@ def increments(
 def merge(parts: Iterable[Curves], *, names: Sequence[str] = ()) -> Curves:
     """Partial curves of the same scan, made at different times or places, as one. Sums are stored: merging is exact.
 
+    Of a point that was measured with two precisions the more precise one counts: its examples include the others.
+
     Args:
         names: of the parts, for messages: files, machines.
 
@@ -203,7 +211,10 @@ def merge(parts: Iterable[Curves], *, names: Sequence[str] = ()) -> Curves:
                 )
         for point in part.points:
             key = order(point)
-            if points.setdefault(key, point) != point:
+            held = points.setdefault(key, point)
+            if held.n < point.n:
+                points[key] = point
+            elif held.n == point.n and held != point:
                 raise StaleArtifact(
                     "the same point was measured twice, differently",
                     where=f"{source}{first.names[point.group]}, removed {point.removed}, fold {point.fold}",

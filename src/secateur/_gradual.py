@@ -40,6 +40,7 @@ from secateur.schema.curves import Curves
 from secateur.schema.groups import Groups
 from secateur.schema.members import Allocator, Criterion, Recovery, Schedule
 from secateur.schema.plan import Plan
+from secateur.schema.precision import Precision
 from secateur.schema.receipt import Receipt
 from secateur.schema.scores import Scores
 from secateur.schema.state import Candidate, State
@@ -62,7 +63,7 @@ class Run:
     Attributes:
         model: the dense model, never changed.  example_inputs: as for `trace`.
         steps: gradual steps.  max_drop: allowed drop on the search data; None = any.
-        scan: `each`: every step measures curves of its own for the allocator.
+        scan: `each`: every step measures curves of its own for the allocator.  precision: of curves.
         confidence, clip: of the certificate.
         couple, plan: further keyword arguments of these verbs (freeze, tie, rules, baked; round_to, least).
         folder: where state and tensors are kept; None = in `memory`.
@@ -80,6 +81,7 @@ class Run:
     steps: int
     max_drop: float | None
     scan: Scan
+    precision: Precision | None
     confidence: float
     clip: float | None
     seed: int
@@ -180,7 +182,16 @@ def step(state: State, run: Run, *, scores: Scores | None = None, curves: Curves
             store = run.folder and run.folder / f"scan-{number}.jsonl"
             cheap = recoveries.recalibrate() if recoveries.has_running_statistics(model) else None
             curves = scan(
-                model, groups, scores, data.search, task, store=store, resume=True, recovery=cheap, progress=tell
+                model,
+                groups,
+                scores,
+                data.search,
+                task,
+                store=store,
+                resume=True,
+                recovery=cheap,
+                precision=run.precision,
+                progress=tell,
             )
         budget = budget_of_step(state, run.schedule, number)
         receipt, small, costs = base.receipt, model, base.costs
@@ -391,6 +402,7 @@ def fingerprint(run: Run, budget: Budget | None) -> str:
         "task": _describe(run.task),
         "members": [_describe(m) for m in (run.criterion, run.allocator, run.recovery, run.schedule)],
         "settings": [run.steps, run.max_drop, run.scan, run.confidence, run.clip, run.seed],
+        "precision": _describe(run.precision),
         "couple": _describe(run.couple),
         "plan": _describe(run.plan),
         "inputs": _describe(run.example_inputs),

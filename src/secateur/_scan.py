@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur import _counts, _curves, _evaluate, _reuse, _store, _surgery
+from secateur import _counts, _curves, _evaluate, _reuse, _sequence, _store, _surgery
 from secateur._evaluate import Evaluation, Progress
 from secateur._reuse import Prefix
 from secateur.errors import (
@@ -37,6 +38,7 @@ from secateur.errors import (
 from secateur.schema.curves import Curves, Point
 from secateur.schema.groups import Groups
 from secateur.schema.members import Executor, Recovery
+from secateur.schema.precision import Precision
 from secateur.schema.scores import Scores
 from secateur.schema.task import Batches, Task
 
@@ -44,6 +46,7 @@ REMOVED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FORMAT = 2  # of the store
 FIRST = 256  # examples of the first chunk, at least
 GROWTH = 0.5  # every later chunk has at least this part of the examples before it
+SORTED = 1e-6  # p-value below which the dense losses of chunks differ by more than chance
 MOST_BYTES = 2**28  # of a chunk: it stays in memory while all points are measured on it
 MEMORY = "2GiB"
 Counts = tuple[int, ...]
@@ -70,10 +73,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The unit of work: one target on consecutive chunks. Only targets that are recovered first have several."""
+    """The unit of work: one target on its next chunk; on all that it needs, where it has to be recovered first.
+
+    Attributes:
+        before: what was measured of the target so far, chunk by chunk.
+    """
 
     target: Target
-    chunks: tuple[int, ...]
+    before: tuple[Sums, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,7 @@ class Setup:
     chunks: tuple[Chunk, ...]
     n_folds: int
     recovery: Recovery | None
+    precision: Precision | None
 
 
 def scan(
@@ -120,6 +128,7 @@ def scan(
     store: str | Path | None = None,
     resume: bool = False,
     recovery: Recovery | None = None,
+    precision: Precision | None = None,
     memory: int | str = MEMORY,
     executor: Executor | None = None,
     progress: Progress | None = None,
@@ -141,6 +150,8 @@ def scan(
             checksums); a scan that was killed goes on from there.
         resume: the store may already hold measurements. Without it, a store that is not empty is refused.
         recovery: a cheap one, on the same data; each cut is then measured before and after it.
+        precision: points stop as soon as they are known that well, which saves most of the time; None = all examples
+            for every point. Then the examples must stand in random order: what comes first speaks for the rest.
         memory: for what the dense model computes on a chunk before the units of a group matter, in bytes or as text:
             cut models go on from there. Beyond it, and with 0, they compute it again; the results are the same.
         executor: where the measurements run; None = here, one after the other. The results are the same.
@@ -150,7 +161,8 @@ def scan(
 
     Raises:
         NothingToCut: no group.  StaleArtifact: scores or a store of another model, other data or settings.
-        InputError: fractions outside (0, 1), too few examples, examples that change order from pass to pass.
+        InputError: fractions outside (0, 1), too few examples, examples that change order from pass to pass, or that
+            are sorted while a precision asks for some of them only.
         CutError: a group whose deepest cut does not run; found before anything else is measured.
         NonFinite: a cut model whose loss is no number.  FileCorrupt: a store that was changed.
     """
@@ -163,6 +175,8 @@ def scan(
     base, chunks = _dense(model, batches, task)
     if not 1 <= n_folds <= base.n:
         raise InputError("every fold needs an example", where="n_folds", expected=f"1 to {base.n}", got=n_folds)
+    if precision is not None:
+        _check_order(base, chunks)
     header = {
         "scan": FORMAT,
         "structure": groups.structure,
@@ -186,24 +200,26 @@ def scan(
         chunks=chunks,
         n_folds=n_folds,
         recovery=recovery,
+        precision=precision,
     )
     states = (False, True) if recovery is not None else (False,)
     wanted = dict.fromkeys(counts for by_fraction in plan.values() for counts in by_fraction.values())
     done: dict[Target, list[Sums]] = {Target(counts, state): [] for counts in wanted for state in states}
     targeted = tuple(done)
     done |= _open_store(store, header, n_folds=n_folds, resume=resume)
-    _check_cuts(setup, [target.counts for target in targeted if len(done[target]) < len(chunks)])
+    _check_cuts(setup, [target.counts for target in targeted if _needed(setup, done[target]) is None])
     run: Callable[..., Iterable[tuple[int, Any]]] = executor or _one_after_the_other
-    n_done, in_full = sum(len(done[target]) for target in targeted), 0
+    n_done, in_full = sum(_settled_chunks(setup, done[target]) for target in targeted), 0
     for held, jobs in _shared(setup, budget, _rounds(setup, targeted, done)):
         for index, measured in run(functools.partial(measure, setup, held), jobs):
             target = jobs[index].target
             in_full += measured.in_full
+            n_done -= len(done[target])
             for sums in measured.sums:
                 if store is not None:
                     _store.append_line(store, _line(target, len(done[target]), sums))
                 done[target].append(sums)
-            n_done += len(measured.sums)
+            n_done += _settled_chunks(setup, done[target])
             if progress is not None:
                 progress("scan", n_done, len(targeted) * len(chunks))
     if in_full and progress is not None:
@@ -213,7 +229,7 @@ def scan(
         for group, by_fraction in plan.items()
         for fraction, counts in by_fraction.items()
         for target in (Target(counts, state) for state in states)
-        for point in _points(groups, group, fraction, target, _added(done[target]))
+        for point in _points(groups, group, fraction, target, _added(done[target][: _needed(setup, done[target])]))
     ]
     return Curves(
         points=tuple(sorted(points, key=_curves.order)),
@@ -260,10 +276,10 @@ def measure(setup: Setup, batches: Iterable[Prefix], job: Job) -> Measured:
     """The work function: cut, maybe recover, and evaluate chunk by chunk; [c][f], JSON-ready.
 
     Args:
-        batches: those of the job's chunk. A target that is recovered first reads its own.
+        batches: those of the next chunk. A target that is recovered first reads its own.
     """
     small = _cut(setup, job.target.counts)
-    chunks = [setup.chunks[c] for c in job.chunks]
+    chunks = setup.chunks[len(job.before) :][: None if job.target.recovered else 1]
     stream = iter(batches)
     if job.target.recovered:
         assert setup.recovery is not None
@@ -271,8 +287,11 @@ def measure(setup: Setup, batches: Iterable[Prefix], job: Job) -> Measured:
             torch.manual_seed(0)  # every cut meets the same recovery, whichever was measured before it
             small = setup.recovery(small, setup.batches, setup.task, teacher=setup.model, seed=0, progress=None)
         stream = (Prefix(batch=batch) for batch in itertools.islice(setup.batches, chunks[0].start, None))
-    made, in_full = [], 0
+    made: list[Sums] = []
+    in_full = 0
     for chunk in chunks:
+        if _needed(setup, [*job.before, *made]) is not None:
+            break
         try:
             numbered = zip(range(chunk.start, chunk.stop), stream)  # noqa: B905 (leaves the rest)
             pruned = list(_evaluations(setup, small, job.target, numbered))
@@ -328,19 +347,50 @@ def _rounds(
 ) -> Iterator[tuple[Batches, list[Job]]]:
     """What is still to be measured, with the batches for it; `done` grows between two rounds.
 
-    First chunk by chunk, so that each is read once; then what has to be recovered, each in one go.
+    First chunk by chunk, so that each is read once; then what has to be recovered, each in one go. Whether a target
+    goes on depends on its own sums in the order of the chunks only, hence not on who measured them when.
     """
     stream, at = iter(setup.batches), 0
     for c, chunk in enumerate(setup.chunks):
-        jobs = [Job(target, (c,)) for target in targets if not target.recovered and len(done[target]) == c]
-        if jobs:
+        plain = [t for t in targets if not t.recovered and len(done[t]) == c and _needed(setup, done[t]) is None]
+        if plain:
             held = list(itertools.islice(stream, chunk.start - at, chunk.stop - at))
             at = chunk.stop
-            yield held, jobs
-    every = range(len(setup.chunks))
-    jobs = [Job(t, tuple(every[len(done[t]) :])) for t in targets if t.recovered and len(done[t]) < len(every)]
-    if jobs:
-        yield setup.batches, jobs
+            yield held, [Job(target, tuple(done[target])) for target in plain]
+    recovered = [t for t in targets if t.recovered and _needed(setup, done[t]) is None]
+    if recovered:
+        yield setup.batches, [Job(target, tuple(done[target])) for target in recovered]
+
+
+def _needed(setup: Setup, measured: Sequence[Sums]) -> int | None:
+    """The first number of chunks that are enough for a target, out of those measured; None = more are needed."""
+    if setup.precision is not None:
+        for c in range(1, len(measured) + 1):
+            if _known(setup.precision, _added(measured[:c]), setup.base.n):
+                return c
+    return len(measured) if len(measured) == len(setup.chunks) else None
+
+
+def _settled_chunks(setup: Setup, measured: Sequence[Sums]) -> int:
+    """Chunks that need not be looked at any more."""
+    return len(measured) if _needed(setup, measured) is None else len(setup.chunks)
+
+
+def _known(precision: Precision, sums: Sums, n_all: int) -> bool:
+    """Whether the sums over the examples so far say enough."""
+    added = {
+        name: math.fsum(fold[name] or 0 for fold in sums) for name in ("n", "weight", "weight_sq", "loss", "loss_sq")
+    }
+    n = _curves.effective(added["weight"], added["weight_sq"])
+    if min(n, added["n"]) < FIRST or any(not fold["weight"] for fold in sums):
+        return False
+    mean, error = _curves.moments(added["loss"], added["loss_sq"], added["weight"], n)
+    if error <= max(precision.absolute, precision.relative * abs(mean)):
+        return True
+    if precision.ceiling is None:
+        return False
+    # One looks again and again, so only a time-uniform interval decides.
+    return mean - error * math.sqrt(n) * _sequence.width(n, level=precision.level, aim=n_all / 4) > precision.ceiling
 
 
 def _shared(
@@ -460,6 +510,23 @@ def _points(groups: Groups, group: int, fraction: float, target: Target, sums: S
 
 
 # Checks and the store
+
+
+def _check_order(base: Evaluation, chunks: Sequence[Chunk]) -> None:
+    """Refuses sorted examples: what the first of them say would not hold for the rest."""
+    from scipy.stats import kruskal
+
+    if len(chunks) < 2 or len(base.losses.unique()) < 2:
+        return
+    found = kruskal(*(base.losses[c.first : c.first + c.n].numpy() for c in chunks))
+    if found.pvalue < SORTED:
+        raise InputError(
+            "the search data do not stand in random order",
+            where="batches, with a precision",
+            expected="examples in random order, the same at every pass: each point looks at the first ones only",
+            got=f"dense losses that differ between parts of the data (Kruskal-Wallis, p = {found.pvalue:.1g})",
+            todo="shuffle the search data once, with a fixed seed, before they are batched; or pass precision=None",
+        )
 
 
 def _check_cuts(setup: Setup, missing: Sequence[Counts]) -> None:

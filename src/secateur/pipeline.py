@@ -35,10 +35,13 @@ from secateur.schema.budget import Budget
 from secateur.schema.certificate import Certificate
 from secateur.schema.curves import Curves
 from secateur.schema.members import Allocator, Criterion, Recovery, Schedule
+from secateur.schema.precision import Precision
 from secateur.schema.result import Result, Used
 from secateur.schema.state import State
 from secateur.schema.task import Data, Task
 from secateur.schema.validation import Validation
+
+PRECISION = Precision()
 
 
 def prune(
@@ -55,6 +58,7 @@ def prune(
     recovery: Recovery | None = None,
     schedule: Schedule | None = None,
     scan: Scan | None = None,
+    precision: Precision | None = PRECISION,
     confidence: float = 0.95,
     clip: float | None = None,
     freeze: Sequence[str] = (),
@@ -85,6 +89,8 @@ def prune(
         recovery: after every cut; default `chain(finetune(epochs=3), recalibrate())`.
         scan: measure curves, for the allocator and the report: `never`, `once` (of the dense model), or at `each`
             step anew. Default: `once` if there is no budget, else `never`.
+        precision: how well a point of these curves has to be known; the search data must stand in random order then.
+            None = every point on all examples.
         confidence: of the certificate.  clip: for a task without a score: losses count up to `clip` nats in it.
         freeze, tie, rules, baked: as in `couple`.  round_to, least: as in `plan`.
         seed: the same seed gives the same plan, weights and numbers on the same machine.
@@ -113,6 +119,7 @@ def prune(
         steps=steps,
         max_drop=max_drop,
         scan=scan or ("once" if budget is None else "never"),
+        precision=precision,
         confidence=confidence,
         clip=clip,
         seed=seed,
@@ -146,7 +153,7 @@ def prune(
         store = run.folder and run.folder / "scan.jsonl"
         curves = kept(run, "curves.json", Curves, lambda: scan_groups(
             model, groups, scores, data.search, task, store=store, resume=True, progress=tell,
-            recovery=cheap if recoveries.has_running_statistics(model) else None,
+            recovery=cheap if recoveries.has_running_statistics(model) else None, precision=precision,
         ))  # fmt: skip
     if budget is None:
         assert max_drop is not None
