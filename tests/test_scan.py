@@ -231,14 +231,14 @@ def in_chunks(parts, monkeypatch: pytest.MonkeyPatch) -> tuple:
 
 def test_chunks_are_whole_batches_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     made = _scan.chunks_of([100] * 50 + [40], [1000] * 51)
-    assert [chunk.n for chunk in made] == [300, 300, 300, 500, 700, 1100, 1600, 240]
+    assert [chunk.n for chunk in made] == [200, 200, 200, 300, 500, 700, 1100, 1600, 240]
     assert [(c.start, c.first) for c in made[1:]] == [
         (stop, sum(c.n for c in made[: i + 1])) for i, stop in enumerate(c.stop for c in made[:-1])
     ]
     assert [c.n for c in _scan.chunks_of([5000, 1, 5000], [1, 1, 1])] == [5000, 5001]
     monkeypatch.setattr(_scan, "MOST_BYTES", 5000)
-    assert [c.n for c in _scan.chunks_of([100] * 12, [1000] * 12)] == [300, 300, 300, 300]
-    assert [c.n for c in _scan.chunks_of([100] * 13, [1000] * 13)] == [300, 300, 300, 400]
+    assert [c.n for c in _scan.chunks_of([100] * 12, [1000] * 12)] == [200, 200, 200, 300, 300]
+    assert [c.n for c in _scan.chunks_of([100] * 13, [1000] * 13)] == [200, 200, 200, 300, 400]
     assert [c.n for c in _scan.chunks_of([100] * 3, [9000] * 3)] == [100, 100, 100]
 
 
@@ -335,6 +335,16 @@ def test_a_point_stops_at_the_first_chunk_that_makes_it_precise(racing) -> None:
     assert len(used) > 3
     for reading in itertools.chain(*_curves.read(curves)):
         assert reading.n == 600 or reading.error <= max(asked.absolute, asked.relative * abs(reading.loss))
+
+
+def test_by_default_a_point_is_as_precise_as_the_dense_loss_allows(racing) -> None:
+    dense = _evaluate.evaluate(racing[0], racing[3], racing[4]).losses
+    allowed = 3 * float(dense.std()) / 600**0.5
+    by_default = scan(*racing, removed=(0.3, 0.5), precision=Precision(relative=0))
+    assert by_default == scan(*racing, removed=(0.3, 0.5), precision=Precision(absolute=allowed, relative=0))
+    readings = [r for line in _curves.read(by_default) for r in line]
+    assert any(r.n < 600 for r in readings)
+    assert all(r.error <= allowed or r.n == 600 for r in readings)
 
 
 def test_an_impossible_precision_is_the_whole_scan(racing) -> None:

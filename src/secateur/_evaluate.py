@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,13 @@ class Evaluation:
     def mean_loss(self) -> float:
         """Weighted mean loss, nats."""
         return float((self.weights * self.losses).sum() / self.weights.sum())
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean loss, nats; 0 for a single example."""
+        n = float(self.weights.sum()) ** 2 / float(self.weights.square().sum())
+        spread = float((self.weights * (self.losses - self.mean_loss).square()).sum() / self.weights.sum())
+        return math.sqrt(spread / (n - 1)) if n > 1 else 0.0
 
     @property
     def mean_correct(self) -> float | None:

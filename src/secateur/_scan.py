@@ -44,8 +44,9 @@ from secateur.schema.task import Batches, Task
 
 REMOVED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FORMAT = 2  # of the store
-FIRST = 256  # examples of the first chunk, at least
+FIRST = 200  # examples of the first chunk, at least
 GROWTH = 0.5  # every later chunk has at least this part of the examples before it
+DENSE_ERRORS = 3.0  # how precise a point has to be by default, in standard errors of the dense loss
 SORTED = 1e-6  # p-value below which the dense losses of chunks differ by more than chance
 MOST_BYTES = 2**28  # of a chunk: it stays in memory while all points are measured on it
 MEMORY = "2GiB"
@@ -177,6 +178,8 @@ def scan(
         raise InputError("every fold needs an example", where="n_folds", expected=f"1 to {base.n}", got=n_folds)
     if precision is not None:
         _check_order(base, chunks)
+        if precision.absolute is None:
+            precision = dataclasses.replace(precision, absolute=DENSE_ERRORS * base.error)
     header = {
         "scan": FORMAT,
         "structure": groups.structure,
@@ -385,6 +388,7 @@ def _known(precision: Precision, sums: Sums, n_all: int) -> bool:
     if min(n, added["n"]) < FIRST or any(not fold["weight"] for fold in sums):
         return False
     mean, error = _curves.moments(added["loss"], added["loss_sq"], added["weight"], n)
+    assert precision.absolute is not None
     if error <= max(precision.absolute, precision.relative * abs(mean)):
         return True
     if precision.ceiling is None:

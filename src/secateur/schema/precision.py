@@ -16,19 +16,21 @@ class Precision:
     - Its loss increase surely exceeds `ceiling`: no plan that is wanted would cut that deep.
 
     Attributes:
-        absolute: nats.  relative: a fraction of the measured increase.
+        absolute: nats; None = three standard errors of the dense model's own mean loss on these data, whatever
+            its scale: an increase that is known better than that matters to no claim made with them.
+        relative: a fraction of the measured increase.
         ceiling: nats; None = deep cuts are measured like the others.
         level: probability that a point below the ceiling is taken for one above it, however often one looks.
     """
 
-    absolute: float = 0.01
+    absolute: float | None = None
     relative: float = 0.1
     ceiling: float | None = None
     level: float = 0.001
 
     def __post_init__(self) -> None:
         checks = (
-            ("absolute", self.absolute, 0.0 <= self.absolute < math.inf, "a number of nats, at least 0"),
+            ("absolute", self.absolute, self.absolute is None or 0.0 <= self.absolute < math.inf, "nats, at least 0"),
             ("relative", self.relative, 0.0 <= self.relative < math.inf, "a fraction, at least 0"),
             ("ceiling", self.ceiling, self.ceiling is None or 0.0 < self.ceiling < math.inf, "nats, more than 0"),
             ("level", self.level, 0.0 < self.level < 1.0, "a probability between 0 and 1"),
