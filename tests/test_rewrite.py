@@ -90,6 +90,22 @@ class Sized(nn.Module):
         return F.group_norm(self.mix(x), 3).flatten(2).transpose(1, 2)
 
 
+class Written(nn.Module):
+    """Two parts written into one tensor at places given by literals; a child returns tuples inside tuples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 5), nn.Linear(12, 7)
+        self.rnn = nn.LSTM(12, 12, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.new_zeros(x.shape[0], x.shape[1], 12)
+        y[:, :, :5] = self.a(x).relu_()
+        y[:, :, 5:] = self.b(x)
+        out, (h, _) = self.rnn(y)
+        return torch.relu_(out + h.transpose(0, 1))
+
+
 class Around(nn.Module):
     """An image goes through the part under test between two layers that could shrink."""
 
@@ -116,6 +132,7 @@ NETS = {
     "heads": lambda: AroundTokens(Heads(), 16, 16),
     "pieces": lambda: Around(Pieces(), 3, 8),
     "padded": lambda: Around(Padded(), 8, 12),
+    "written": lambda: AroundTokens(Written(), 12, 12),
     "sized": lambda: AroundTokens(Sized(), 12, 12),
 }
 
@@ -136,7 +153,7 @@ def test_a_rewritten_forward_computes_what_the_masked_model_computes(name: str) 
         assert receipt.verification.error < 1e-9
         assert any(c.attribute.name == "baked" for c in receipt.changes)
         assert isinstance(small.part, type(model.part))
-        assert type(model.part) in (Heads, Pieces, Padded, Sized)
+        assert type(model.part) in (Heads, Pieces, Padded, Sized, Written)
         assert type(small) is type(model)
         assert list(small.state_dict()) == list(model.state_dict())
         plan = random_plan(groups, seed, may_go=exact_only)

@@ -188,15 +188,24 @@ class Frames:
         noted_args = tuple(self._noted(frame, a, shaping=shaping) for a in args)
         noted_kwargs = {k: self._noted(frame, v, shaping=shaping) for k, v in kwargs.items()}
         multiple = isinstance(out, tuple | list)
-        results = list(out) if multiple else [out]
-        if any(r is not None and not isinstance(r, Tensor) for r in results):
-            what = name.rpartition(".")[2] if name != "child" else f"{args[0]} returns something else than tensors and"
-            raise _Problem(f"{what} takes values out of tensors")
-        outputs = tuple(None if r is None else self._own(frame, r) for r in results)
+        outputs = tuple(
+            self._result(frame, r, name if name != "child" else args[0]) for r in (out if multiple else [out])
+        )
         frame.steps.append(
             Step(function=name, args=noted_args, kwargs=noted_kwargs, outputs=outputs, multiple=multiple)
         )
         return len(frame.steps) - 1
+
+    def _result(self, frame: _Frame, item: Any, name: str) -> Any:
+        if item is None:
+            return None
+        if isinstance(item, Tensor):
+            return self._own(frame, item)
+        if type(item) in (tuple, list):
+            return tuple(self._result(frame, part, name) for part in item)
+        if isinstance(item, bool | int | float):
+            raise _Problem(f"{name.rpartition('.')[2]} takes values out of tensors")
+        raise _Problem(f"{name} returns an object of type {type(item).__name__}")
 
     def _own(self, frame: _Frame, tensor: Tensor) -> int:
         """The slot of a result; what was written in place keeps its own."""

@@ -12,6 +12,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from inspect import isroutine
 from types import MappingProxyType
 from typing import Any
 
@@ -37,7 +38,6 @@ from secateur.schema.program import (
 
 # made from no tensor, so that torch does not count them among the functions that tensors may override
 _FACTORIES = "zeros ones full empty arange linspace eye tensor as_tensor rand randn tril_indices triu_indices".split()
-_METHODS = "new_zeros new_ones new_full new_empty new_tensor".split()
 PROPERTIES = ("T", "mT", "H", "mH", "real", "imag", "data")
 
 
@@ -45,15 +45,23 @@ PROPERTIES = ("T", "mT", "H", "mH", "real", "imag", "data")
 def functions() -> Mapping[str, Callable[..., Any]]:
     """Everything that a program may call, by name: functions of torch on tensors, and nothing else."""
     found = {resolve_name(f): f for space in get_overridable_functions().values() for f in space}
-    found.update({f"torch.{n}": vars(torch)[n] for n in _FACTORIES})
-    found.update({f"torch.Tensor.{n}": getattr(Tensor, n) for n in _METHODS})
-    return MappingProxyType({name: f for name, f in found.items() if name and not name.endswith("__get__")})
+    found = {name: f for name, f in found.items() if name and not name.endswith("__get__")}
+    in_place = [n for n, f in vars(torch).items() if n.endswith("_") and n[0] != "_" and isroutine(f)]
+    found.update({f"torch.{n}": vars(torch)[n] for n in (*_FACTORIES, *in_place)})
+    for n in dir(Tensor):
+        if n[0] != "_" and isroutine(getattr(Tensor, n)):
+            found.setdefault(f"torch.Tensor.{n}", getattr(Tensor, n))
+    return MappingProxyType(found)
 
 
 @functools.cache
 def names() -> Mapping[Callable[..., Any], str]:
     """The name of every function that a program may call."""
-    return MappingProxyType({f: name for name, f in functions().items()})
+    below = vars(Tensor.__base__)  # what methods written in Python call by themselves
+    inherited = {below[n]: f"torch.Tensor.{n}" for n in below if f"torch.Tensor.{n}" in functions()}
+    return MappingProxyType(
+        {**{f: n for f, n in inherited.items() if isroutine(f)}, **{f: n for n, f in functions().items()}}
+    )
 
 
 def offsets(rewrite: Rewrite) -> dict[str, int]:
@@ -180,10 +188,15 @@ class _Writer:
         self._results(made, step)
 
     def _results(self, made: fx.Node, step: Step) -> None:
-        for position, number in enumerate(step.outputs):
-            if number is not None:
-                part = self.graph.call_function(operator.getitem, (made, position)) if step.multiple else made
-                self.made[number] = part
+        self._place(made, step.outputs if step.multiple else step.outputs[0] if step.outputs else None)
+
+    def _place(self, made: fx.Node, outputs: Any) -> None:
+        if isinstance(outputs, int):
+            self.made[outputs] = made
+        elif isinstance(outputs, tuple):
+            for position, part in enumerate(outputs):
+                if part is not None:
+                    self._place(self.graph.call_function(operator.getitem, (made, position)), part)
 
     def _argument(self, item: Any) -> Any:
         if isinstance(item, Slot):

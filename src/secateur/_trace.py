@@ -48,7 +48,8 @@ _MODES: tuple[Literal["eval", "train"], ...] = ("eval", "train")
 _SHAPING = frozenset(
     "view reshape expand repeat new_zeros new_ones new_full new_empty zeros ones empty full unflatten split "
     "split_with_sizes chunk tensor_split pad __getitem__ narrow slice_scatter conv1d conv2d conv3d conv_transpose1d "
-    "slice conv_transpose2d conv_transpose3d group_norm layer_norm rms_norm repeat_interleave unfold roll".split()
+    "slice conv_transpose2d conv_transpose3d group_norm layer_norm rms_norm repeat_interleave unfold roll "
+    "__setitem__".split()
 )
 
 

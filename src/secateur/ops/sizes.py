@@ -129,7 +129,7 @@ def _narrow(call: Call, value: Lookup) -> Iterator[Requirement]:
 
 
 def _item(call: Call, value: Lookup) -> Iterator[Requirement]:
-    """x[...]: every slice bound counts the entries before it; a step other than 1 fixes the axis."""
+    """x[...], x[...] = y: every slice bound counts the entries before it; a step other than 1 fixes the axis."""
     x, index = call.args[:2]
     if not isinstance(x, Ref):
         return
@@ -249,6 +249,7 @@ _READERS = table(
     ("narrow", _narrow),
     ("repeat_interleave", _repeat),
     ("__getitem__", _item),
+    ("__setitem__", _item),
     ("slice", _aten_slice),
     ("slice_scatter", _slice_scatter),
     *((f"conv{n}d", _convolution) for n in (1, 2, 3)),

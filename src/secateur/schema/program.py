@@ -84,13 +84,13 @@ class Step:
         function: `torch.Tensor.view`, `torch.nn.functional.linear`; `child` of the module (its path is the first
             argument); `hold` for a tensor that the module holds; `property` of a tensor (its name is the second).
         args, kwargs: nouns of this file, numbers, strings, None, tuples and dicts of these.
-        outputs: slots of the results.  multiple: whether the call returns a tuple or list.
+        outputs: slots of the results, in tuples where they are nested.  multiple: whether the call returns several.
     """
 
     function: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    outputs: tuple[int | None, ...]
+    outputs: tuple[Any, ...]
     multiple: bool = False
 
 
