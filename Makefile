@@ -2,11 +2,12 @@
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
+CASES ?= 3000
 BIN := .venv/bin
 STAMP := .venv/.secateur-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench-cifar bench-scores bench-score-cost bench-certificate bench-zoo bench-zoo-after crash clean
+.PHONY: help install demo test check format bench-cifar bench-scores bench-score-cost bench-certificate bench-zoo bench-zoo-after bench-recurrent fuzz crash clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 20
@@ -55,6 +56,10 @@ bench-certificate: $(STAMP)  ## how often the certificate is wrong, and how much
 bench-executors: $(STAMP)  ## two workers against one, processes and Ray: ten minutes; ARGS="--minutes 0.2"
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/executors.py $(ARGS)
 
+# A case takes a tenth of a second to a second; pytest's limit on a single test is meant for the suite.
+fuzz: $(STAMP)  ## random networks and count equations against slow oracles, CASES of each kind; ARGS="-k recurrent"
+	FUZZ=$(CASES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout 0 tests/test_engine_hypothesis.py tests/test_counts.py $(ARGS)
+
 crash: $(STAMP)  ## kill -9 a scan at 20 random moments, serial and in processes; what is resumed has the same bits
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_store.py tests/test_scan.py -k killed $(ARGS)
 
@@ -66,3 +71,6 @@ bench-zoo: $(STAMP)  ## every model of torchvision, timm, transformers and torch
 
 bench-zoo-after: $(STAMP)  ## what models can still do after a cut: load, export, compile, train, generate; ARGS="--set nn"
 	$(BIN)/python benchmarks/zoo_after.py $(ARGS)
+
+bench-recurrent: $(STAMP)  ## recurrent networks with half of their hidden units: exact, and how much faster; ARGS="--quick"
+	$(BIN)/python benchmarks/recurrent.py $(ARGS)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import cifar
+import recurrent
 from cifar import Images, PadShortcut, ResNet20
 
 
@@ -79,3 +80,28 @@ def test_missing_data_is_named_with_the_page_that_describes_it(monkeypatch: pyte
     reason = str(cifar.data_folder())
     assert "cifar10/train.parquet" in reason
     assert "benchmarks/README.md" in reason
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(
+    ("kind", "projected", "packed"), [("GRU", False, False), ("LSTM", True, True)], ids=["GRU", "packed projected LSTM"]
+)
+def test_half_of_the_hidden_units_are_gone_and_the_row_says_what_is_left(kind, projected, packed) -> None:
+    setting = recurrent.Setting(kind=kind, layers=1, both=False, projected=projected, packed=packed)
+    row = recurrent.measure(setting, pairs=2, hidden=160)
+    gates, inputs, state = recurrent.GATES[kind], recurrent.INPUT, recurrent.PROJECTED
+
+    def elements(hidden: int) -> int:
+        width = state if projected else hidden
+        return gates * hidden * (inputs + width + 2) + projected * hidden * state + 10 * (width + 1)
+
+    assert row.hidden == (160, 80)
+    assert row.removed == pytest.approx(1 - elements(80) / elements(160))
+    assert row.error <= row.tolerance
+    assert f"{kind}, 1 layer" in recurrent.line(row)
+
+
+def test_every_recurrent_network_that_torch_has_is_measured() -> None:
+    found = recurrent.settings((1, 2, 3))
+    assert len({s.name for s in found}) == len(found) == 48
+    assert {s.kind for s in found if s.projected} == {"LSTM"}

@@ -7,9 +7,10 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from helpers.many import many
 from secateur import _counts
 from secateur._counts import System
 from secateur.errors import InputError, Unsatisfiable
@@ -52,7 +53,7 @@ def systems(draw, max_groups: int = 4, max_units: int = 7):
     return System(n_units=n_units, least=least, equations=tuple(equations))
 
 
-@settings(max_examples=300, deadline=None)
+@many(300)
 @given(systems(), st.data())
 def test_projection_is_feasible_and_nearest(system: System, data) -> None:
     target = tuple(data.draw(st.floats(-1, n + 1)) for n in system.n_units)
@@ -70,7 +71,7 @@ def test_projection_is_feasible_and_nearest(system: System, data) -> None:
     assert _counts.satisfied(system, found)
 
 
-@settings(max_examples=300, deadline=None)
+@many(300)
 @given(systems(), st.data())
 def test_the_program_for_large_systems_agrees_with_the_list_for_small_ones(system: System, data) -> None:
     target = np.array([data.draw(st.floats(-1, n + 1)) for n in system.n_units])
@@ -92,7 +93,7 @@ def test_the_program_for_large_systems_agrees_with_the_list_for_small_ones(syste
             assert _counts._values(component, np.array([found]), objective)[0] == pytest.approx(values.min(), abs=1e-6)
 
 
-@settings(max_examples=150, deadline=None)
+@many(150)
 @given(systems(), st.data())
 def test_the_cheapest_counts_are_the_cheapest(system: System, data) -> None:
     answers = feasible(system)
@@ -103,7 +104,7 @@ def test_the_cheapest_counts_are_the_cheapest(system: System, data) -> None:
     assert prices @ found == pytest.approx(min(prices @ np.array(k) for k in answers))
 
 
-@settings(max_examples=150, deadline=None)
+@many(150)
 @given(systems(), st.data())
 def test_a_fixed_count_is_met_as_nearly_as_can_be_and_the_others_stay_full(system: System, data) -> None:
     answers = feasible(system)
@@ -118,7 +119,7 @@ def test_a_fixed_count_is_met_as_nearly_as_can_be_and_the_others_stay_full(syste
     assert missing[0] == pytest.approx(min(missing))
 
 
-@settings(max_examples=200, deadline=None)
+@many(200)
 @given(systems(), st.data())
 def test_a_move_is_the_smallest_that_keeps_the_equations(system: System, data) -> None:
     answers = feasible(system)
@@ -144,7 +145,7 @@ def test_a_move_is_the_smallest_that_keeps_the_equations(system: System, data) -
     assert distance(system, reached, start) == pytest.approx(min(distance(system, k, start) for k in candidates))
 
 
-@settings(max_examples=200, deadline=None)
+@many(200)
 @given(systems())
 def test_a_contradiction_names_equations_that_contradict_each_other(system: System) -> None:
     assume(not feasible(system))
