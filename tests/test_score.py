@@ -979,3 +979,68 @@ def test_a_batch_that_cannot_be_sliced_is_checked_as_a_whole() -> None:
     turned = [(x.transpose(0, 1), torch.arange(36) % 3)]
     task = dataclasses.replace(tasks.classification(), forward=lambda m, b: m(b[0].transpose(0, 1)))
     close(found.values, score(model, groups, turned, task, criterion=criteria.obd(), exact=True).values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("exact", [False, True], ids=["tapped", "one by one"])
+def test_autocast_inside_the_forward_of_a_task_is_safe(dtype: torch.dtype, exact: bool) -> None:
+    def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.autocast("cpu", dtype=dtype):
+            return model(batch[0])
+
+    model, groups = convnet()
+    asked = [criteria.obd(first="plain"), criteria.snip(), criteria.wanda()][: 2 if exact else 3]
+    task = dataclasses.replace(tasks.classification(), forward=forward)
+    wide = score(model, groups, CONV_DATA, tasks.classification(), criterion=asked, exact=exact)
+    for a, b in zip(score(model, groups, CONV_DATA, task, criterion=asked, exact=exact), wide, strict=True):
+        assert all(math.isfinite(v) for row in a.values for v in row)
+        close(a.values, b.values, rel=0.05)
+
+
+def test_a_gradient_that_is_not_finite_is_named_with_its_batch() -> None:
+    model, groups = mlp()
+    x, y = MLP_DATA[0]
+    far = x.clone()
+    far[2] = 1e30
+
+    def losses(out: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        big = batch[0].abs().amax(1) > 1e20
+        # The slope of a root is infinite at 0, and finite elsewhere.
+        return ((out[:, 0] - out[:, 0].detach()).abs() + (~big).to(out)).sqrt() + out[:, 1].square()
+
+    with pytest.raises(NonFinite, match="batch 1"):
+        score(model, groups, [(x, y), (far, y)], custom(losses), criterion=criteria.obd(curvature="empirical"))
+    with pytest.raises(NonFinite, match="the gradient of"):
+        score(model, groups, [(far, y)], custom(losses), criterion=criteria.snip())
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_example() -> None:
+    model, groups = mlp()
+    x, y = MLP_DATA[0]
+    broken = x.clone()
+    broken[4, 0] = float("nan")
+    for exact in (False, True):
+        with pytest.raises(NonFinite, match="batch 1, example 4"):
+            score(
+                model,
+                groups,
+                [(x, y), (broken, y)],
+                tasks.classification(),
+                criterion=criteria.taylor(),
+                exact=exact,
+            )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_an_uneven_last_batch_counts_by_its_examples(size: int) -> None:
+    model, groups = convnet()
+    x, y = CONV_DATA[0]
+    parts = list(zip(x.split(size), y.split(size), strict=True))
+    assert len(parts[-1][0]) != size or size == 1
+    asked = [criteria.obd(), criteria.snip(), criteria.wanda()]
+    for a, b in zip(
+        score(model, groups, parts, tasks.classification(), criterion=asked),
+        score(model, groups, CONV_DATA, tasks.classification(), criterion=asked),
+        strict=True,
+    ):
+        close(a.values, b.values)

@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur import metrics, tasks
+from secateur import criteria, metrics, tasks
+from secateur._couple import couple
 from secateur._evaluate import evaluate
-from secateur.errors import InputError, TaskShapeError
+from secateur._score import score
+from secateur._trace import trace
+from secateur.errors import InputError, TaskShapeError, UnknownName
 from secateur.schema.task import Task
 from secateur.tasks import TASKS
 
@@ -272,3 +275,85 @@ def test_a_quantile_is_that_of_the_keys() -> None:
     assert weighted == 1.0
     with pytest.raises(InputError):
         metrics.quantile(1.0)
+
+
+# Losses given as a dictionary
+
+
+class Boxes(nn.Module):
+    """A detector in small: classes and box corners of two anchors per image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.classes, self.corners = nn.Linear(6, 8), nn.Linear(8, 2 * 3), nn.Linear(8, 2 * 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(self.body(x))
+        return self.classes(h).unflatten(1, (2, 3)), self.corners(h).unflatten(1, (2, 4))
+
+
+def box_batch(n: int = 9) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(n, 6), torch.arange(2 * n).view(n, 2) % 3, torch.rand(n, 2, 4)
+
+
+def box_losses(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    classes, corners = model(batch[0])
+    return {
+        "classes": F.cross_entropy(classes.transpose(1, 2), batch[1], reduction="none").mean(1),
+        "boxes": F.smooth_l1_loss(corners, batch[2], reduction="none").sum((1, 2)),
+    }
+
+
+def one_by_one(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> list[dict[str, Tensor]]:
+    parts = [tuple(t[i : i + 1] for t in batch) for i in range(len(batch[0]))]
+    return [{k: v.mean() for k, v in box_losses(model, part).items()} for part in parts]  # type: ignore[arg-type]
+
+
+def test_a_dictionary_of_losses_is_their_weighted_sum_per_image() -> None:
+    model, batch = Boxes(), box_batch()
+    expected = []
+    for i in range(9):
+        p = model(batch[0][i : i + 1])[0][0].softmax(-1).detach()
+        off = (model(batch[0][i : i + 1])[1][0].detach() - batch[2][i]).abs()
+        smooth = torch.where(off < 1, off.square() / 2, off - 0.5).sum()
+        expected.append(float(-(p[0, batch[1][i, 0]].log() + p[1, batch[1][i, 1]].log()) / 2 + 0.1 * smooth))
+    for forward in (box_losses, one_by_one):
+        found = evaluate(model, [batch], tasks.from_losses(forward, factors={"boxes": 0.1}))
+        assert found.losses.tolist() == pytest.approx(expected, rel=1e-5)
+        assert found.correct is None
+
+
+def test_a_detector_is_scored_from_its_dictionary_of_losses() -> None:
+    model, batch = Boxes(), box_batch()
+    groups = couple(trace(model, batch[0][:2]))
+    scores = [
+        score(model, groups, [batch], tasks.from_losses(forward), criterion=criteria.taylor())
+        for forward in (box_losses, one_by_one)
+    ]
+    assert scores[0].errors
+    weights = [model.classes.weight, model.corners.weight]
+    total = sum(v.sum() for v in box_losses(model, batch).values()) / 9
+    grads = torch.autograd.grad(total, weights)  # type: ignore[arg-type]
+    expected = -sum((w * g).sum(0) for w, g in zip(weights, grads, strict=True)).detach()  # type: ignore[union-attr]
+    for found in scores:
+        assert found.values[0] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("forward", "text"),
+    [
+        (lambda m, b: {k: v.mean() for k, v in box_losses(m, b).items()}, "'classes'"),
+        (lambda m, b: {**box_losses(m, b), "extra": torch.zeros(3)}, "'extra'"),
+        (lambda m, b: m(b[0]), "no losses"),
+        (lambda m, b: [{"a": torch.zeros(())}, {"b": torch.zeros(())}], "no losses"),
+        (lambda m, b: {}, "no losses"),
+    ],
+)
+def test_a_dictionary_of_the_wrong_form_is_refused_by_the_name_of_the_term(forward: object, text: str) -> None:
+    with pytest.raises(TaskShapeError, match=text):
+        evaluate(Boxes(), [box_batch()], tasks.from_losses(forward))  # type: ignore[arg-type]
+
+
+def test_a_factor_of_no_loss_is_refused() -> None:
+    with pytest.raises(UnknownName, match="boxes"):
+        evaluate(Boxes(), [box_batch()], tasks.from_losses(box_losses, factors={"masks": 2.0}))
