@@ -321,10 +321,11 @@ class _Solved:
         """The number of surviving entries, each entry standing for its unit."""
         inside = units[units >= 0]
         counts = np.bincount(self.group_of_unit[inside], minlength=len(self.units_of_group))
+        entries = np.bincount(inside, minlength=len(self.group_of_unit))
         terms = []
         for g in np.flatnonzero(counts).tolist():
             each, rest = divmod(int(counts[g]), len(self.units_of_group[g]))
-            assert not rest and (np.bincount(inside)[self.units_of_group[g]] == each).all(), (
+            assert not rest and (entries[self.units_of_group[g]] == each).all(), (
                 "units of one group must shorten an axis alike: this is a bug of secateur, please report it"
             )
             terms.append((g, each))
@@ -408,15 +409,15 @@ def _rows_left(grid: np.ndarray, axis: int) -> int:
     return int(connected_components(links, directed=False)[0])
 
 
-def _mix(seed: np.ndarray, number: int, count: np.ndarray) -> np.ndarray:
-    """Add (number, count) to a running 64-bit signature; order does not matter."""
-    word = (np.uint64(number + 1) * np.uint64(0x9E3779B97F4A7C15)) ^ (
+def _word(number: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """What (number, count) adds to a running 64-bit signature; order does not matter."""
+    word: np.ndarray = (number.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ (
         count.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
     )
     word ^= word >> np.uint64(29)
     word *= np.uint64(0xBF58476D1CE4E5B9)
     word ^= word >> np.uint64(32)
-    return np.where(count > 0, seed + word, seed)
+    return word
 
 
 def _signatures(
@@ -425,11 +426,14 @@ def _signatures(
     """Per class: a signature of how many indices of which parameter axes it holds, and whether it holds any."""
     signature = np.zeros(n_classes, np.uint64)
     real = np.zeros(n_classes, bool)
-    with np.errstate(over="ignore"):
-        for number, (_, _, base, n) in enumerate(entities):
-            names, counts = np.unique(classes[base : base + n], return_counts=True)
-            signature[names] = _mix(signature[names], number, counts)
-            real[names] = True
+    if entities:
+        atoms = np.concatenate([np.arange(base, base + n) for _, _, base, n in entities])
+        number = np.repeat(np.arange(len(entities)), [n for _, _, _, n in entities])
+        pairs, counts = np.unique(number * n_classes + classes[atoms], return_counts=True)
+        number, names = np.divmod(pairs, n_classes)
+        with np.errstate(over="ignore"):
+            np.add.at(signature, names, _word(number, counts))
+        real[names] = True
     return signature, real
 
 
@@ -438,7 +442,8 @@ def _refine(signature: np.ndarray, lines: Iterable[np.ndarray]) -> np.ndarray:
     with np.errstate(over="ignore"):
         for number, units in enumerate({line.tobytes(): line for line in lines}.values()):
             counts = np.bincount(units[units >= 0], minlength=len(signature))
-            signature = _mix(signature, 1_000_003 + number, counts)
+            there = np.flatnonzero(counts)
+            signature[there] += _word(np.array(1_000_003 + number), counts[there])
     return signature
 
 
@@ -494,7 +499,7 @@ def _form_groups(solved: _Solved, signature: np.ndarray, classes: np.ndarray, al
     units = solved.unit_of_class[classes]
     inside = units >= 0
     # virtual atoms come in the order of the forward too; the first atom of any kind orders units and groups
-    np.minimum.at(first, units[inside], atoms[inside])
+    first[units[inside][::-1]] = atoms[inside][::-1]
     order = np.argsort(first, kind="stable")
     groups: dict[int, list[int]] = {}
     for u in order.tolist():
@@ -791,7 +796,7 @@ def _groups(graph: Graph, kernel: Kernel, solved: _Solved, escapes: Sequence[Esc
                 Member(
                     param=key,
                     axis=axis,
-                    units=same.setdefault(owner.tobytes(), tuple(owner.tolist())),
+                    units=same.get(owner.tobytes()) or same.setdefault(owner.tobytes(), tuple(owner.tolist())),
                     role=role,
                     readers=tuple(sorted(readers.get((key, axis), ()))) if read else (),
                 )
@@ -806,11 +811,12 @@ def _groups(graph: Graph, kernel: Kernel, solved: _Solved, escapes: Sequence[Esc
         for g, _ in escape.extent.terms:
             inexact.setdefault(g, "the forward computes a number from its size (a square root, a quotient)")
     names = _unique([_name(m) for m in members])
+    ranks = {p.name: len(p.shape) for p in graph.parameters}
     return tuple(
         Group(
             index=g,
             name=names[g],
-            kind=_kind(graph, members[g], len(solved.units_of_group[g])),
+            kind=_kind(ranks, members[g], len(solved.units_of_group[g])),
             n_units=len(solved.units_of_group[g]),
             members=tuple(members[g]),
             exact=g not in inexact,
@@ -841,11 +847,11 @@ def _marked(kernel: Kernel, solved: _Solved) -> tuple[np.ndarray, dict[tuple[str
     for reading in kernel.facts.readings:
         if not reading.gated:
             continue
-        wanted = set(_varying(solved, reading.slot, reading.axes).tolist())
-        if not wanted:
+        wanted = _varying(solved, reading.slot, reading.axes)
+        if not len(wanted):
             continue
         atoms = np.unique(reading.slot.numpy())
-        atoms = atoms[(atoms != 0) & np.isin(solved.unit_of_class[solved.classes[atoms]], list(wanted))]
+        atoms = atoms[(atoms != 0) & np.isin(solved.unit_of_class[solved.classes[atoms]], wanted)]
         reads[atoms] = True
         for e in np.unique(np.searchsorted(bases, atoms, side="right") - 1).tolist() if len(bases) else ():
             key, axis, base, n = solved.entities[e]
@@ -857,7 +863,7 @@ def _marked(kernel: Kernel, solved: _Solved) -> tuple[np.ndarray, dict[tuple[str
 def _written(kernel: Kernel, solved: _Solved) -> np.ndarray:
     writes = np.zeros(kernel.facts.n_atoms, bool)
     for slot in kernel.facts.writings:
-        writes[np.unique(slot.numpy())] = True
+        writes[slot.numpy().reshape(-1)] = True
     writes[0] = False
     return writes
 
@@ -898,20 +904,19 @@ def _unique(names: Sequence[str]) -> list[str]:
     return result
 
 
-def _kind(graph: Graph, members: Sequence[Member], n_units: int) -> Kind:
-    ranks = {p.name: len(p.shape) for p in graph.parameters}
+def _kind(ranks: Mapping[str, int], members: Sequence[Member], n_units: int) -> Kind:
     written = [m for m in members if m.role in ("write", "both") and ranks[m.param] > 1]
     if any("weight_hh" in m.param for m in members):
         return "hidden"
     if len({m.param for m in written}) > 1 and all(ranks[m.param] == 2 for m in written):
-        per_unit = max((sum(u >= 0 for u in m.units) // n_units for m in written), default=1)
+        per_unit = max(((len(m.units) - m.units.count(-1)) // n_units for m in written), default=1)
         reads = [m for m in members if m.role == "read"]
         if per_unit > 1:
             return "head"
         return "residual" if len({m.param for m in reads}) > 1 else "neuron"
     if any(ranks[m.param] > 2 for m in written):
         return "channel"
-    per_unit = max((sum(u >= 0 for u in m.units) // n_units for m in written), default=1)
+    per_unit = max(((len(m.units) - m.units.count(-1)) // n_units for m in written), default=1)
     return "head" if per_unit > 1 else "neuron"
 
 

@@ -537,6 +537,7 @@ def leaves(item: Any) -> list[Tensor]:
     return found
 
 
+@functools.cache
 def is_pointwise(op: str) -> bool:
     """Whether torch itself tags this operator as element by element."""
     target: Any = torch.ops

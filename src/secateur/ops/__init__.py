@@ -8,6 +8,7 @@ operators (`add` serves `aten.add.Tensor` and `aten.add_.Tensor`), names of torc
 Your own op: `sc.couple(graph, rules=sc.ops.RULES | {"mylib::my_op": my_rule})`.
 """
 
+import functools
 from collections.abc import Mapping
 
 from secateur.ops import (
@@ -55,6 +56,7 @@ RULES: Mapping[str, Rule] = table(
 )
 
 
+@functools.cache
 def rule_key(op: str) -> str:
     """The table key of a recorded op: `aten.add_.Tensor` -> `add`, `torchvision.nms.default` -> `torchvision::nms`."""
     space, _, rest = op.partition(".")

@@ -147,18 +147,24 @@ class Kernel:
 
     def unify(self, a: Tensor, b: Tensor) -> None:
         """Entry by entry, the atoms of a and b go together; what faces nothing (0) cannot go."""
-        a, b = torch.broadcast_tensors(a, b)
-        a, b = a.reshape(-1), b.reshape(-1)
-        bare_a, bare_b = a == 0, b == 0
-        self.freeze(b[bare_a & ~bare_b], "it is combined with something that cannot shrink")
-        self.freeze(a[bare_b & ~bare_a], "it is combined with something that cannot shrink")
-        both = ~(bare_a | bare_b) & (a != b)
-        if bool(both.any()):
-            pairs = torch.stack([a[both], b[both]], 1).numpy()
-            if len(pairs) > 1 << 16:  # a materialised grid says the same thing many times
-                keys = np.unique(pairs[:, 0].astype(np.int64) << 32 | pairs[:, 1])
-                pairs = np.stack([keys >> 32, keys & 0xFFFFFFFF], 1).astype(np.int32)
-            self.facts.edges.append(pairs)
+        if a is b:
+            return
+        # numpy: these arrays are small, and torch takes several times as long to start an operation
+        left, right = np.broadcast_arrays(a.numpy(), b.numpy())
+        differ = left != right
+        left, right = left[differ], right[differ]
+        if not len(left):
+            return
+        if not (left.all() and right.all()):
+            both = (left != 0) & (right != 0)
+            self.freeze(torch.from_numpy(right[left == 0]), "it is combined with something that cannot shrink")
+            self.freeze(torch.from_numpy(left[right == 0]), "it is combined with something that cannot shrink")
+            left, right = left[both], right[both]
+        if len(left) > 1 << 16:  # a materialised grid says the same thing many times
+            keys = np.unique(left.astype(np.int64) << 32 | right)
+            left, right = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
+        if len(left):
+            self.facts.edges.append(np.stack([left, right], 1))
 
     def freeze(self, atoms: Tensor, reason: str) -> None:
         """These atoms cannot go."""
@@ -200,14 +206,17 @@ class Kernel:
     def label(self, shape: Sequence[int], slots: Iterable[Tensor | None]) -> Label:
         """A label with the invariant restored: supports disjoint, no constant slots."""
         kept: list[Tensor] = []
-        for slot in sorted((s for s in slots if s is not None), key=lambda s: min(support(s), default=-1)):
-            if not support(slot):
+        taken: set[int] = set()
+        items = [(support(s), s) for s in slots if s is not None]
+        for axes, slot in sorted(items, key=lambda item: min(item[0], default=-1)):
+            if not axes:
                 self.freeze(slot, "a single index of it is taken")
-            elif any(support(slot) & support(other) for other in kept):
+            elif axes & taken:
                 self.freeze(slot, "two independent structures meet on one axis")
             else:
                 kept.append(slot)
-                if len(support(slot)) > 1:
+                taken |= axes
+                if len(axes) > 1:
                     self.facts.grids.append(slot)
         return Label(tuple(int(n) for n in shape), tuple(kept))
 
@@ -236,15 +245,12 @@ class Kernel:
     def _drop_bare(self, items: list[tuple[int, Tensor]], shapes: list[tuple[int, ...]]) -> list[tuple[int, Tensor]]:
         """An operand that has a real extent on an axis, but no atoms there, cannot shrink: nor can what meets it."""
         kept = []
+        covered = [set[int]().union(*(support(s) for k, s in items if k == j)) for j in range(len(shapes))]
         for i, slot in items:
-            bare = {
-                d
-                for j, other in enumerate(shapes)
-                if j != i
-                for d in support(slot)
-                if other[d] > 1 and not any(k == j and d in support(s) for k, s in items)
-            }
-            if bare >= support(slot):
+            axes = support(slot)
+            others = [j for j in range(len(shapes)) if j != i]
+            bare = {d for j in others for d in axes if shapes[j][d] > 1 and d not in covered[j]}
+            if bare >= axes:
                 self.freeze(slot, "it is combined with a tensor of fixed size")
                 continue
             slot = self.collapse(slot, sorted(bare))
@@ -265,7 +271,8 @@ class Kernel:
         merged = members[0]
         for slot in members[1:]:
             self.unify(merged, slot)
-            merged = torch.where(merged != 0, merged, slot)
+            if merged.shape != slot.shape or not merged.numpy().all():
+                merged = torch.where(merged != 0, merged, slot)
         return merged
 
     def reduce(
