@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from secateur.errors import InputError, MissingStatistic
 from secateur.schema.comparison import Comparison
 from secateur.schema.groups import Groups
 from secateur.schema.members import Criterion
-from secateur.schema.scores import Scores
 from secateur.schema.task import Batches, Task
 
 MOST_COLUMNS = 4  # of criteria in a table on a terminal
@@ -34,6 +34,16 @@ class EveryOther:
 
     def __iter__(self) -> Iterator[Any]:
         return (batch for index, batch in enumerate(self.batches) if index % 2 == self.start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class First:
+    """The first batch alone."""
+
+    batches: Batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.batches), 1)
 
 
 def compared(
@@ -62,15 +72,14 @@ def compared(
             where="search data",
             todo="use smaller batches; every other one is measured on",
         )
-    scores: list[Scores] = []
-    missing: dict[str, str] = {}
-    for criterion in with_yardsticks(chosen):
+    wanted, missing = with_yardsticks(chosen), {}
+    for criterion in wanted:  # what a criterion needs shows on the first batch; then one pass serves all
         try:
-            made = score(model, groups, scoring, task, criterion=criterion, seed=seed, progress=progress)
+            score(model, groups, First(batches=scoring), task, criterion=criterion, seed=seed)
         except MissingStatistic as error:
             missing[criterion.name] = error.what
-        else:
-            scores.append(made)
+    able = [criterion for criterion in wanted if criterion.name not in missing]
+    scores = score(model, groups, scoring, task, criterion=able, seed=seed, progress=progress)
     found = compare(model, groups, measuring, task, scores, n_units=n_units, seed=seed, progress=progress)
     return found, missing
 
