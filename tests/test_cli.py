@@ -90,6 +90,13 @@ def right():
     return {"train": make(1, 400), "search": make(2, 200)[1:], "held_out": make(3, 500)}
 
 
+def easy_first():
+    x, y = (torch.cat(column) for column in zip(*make(2, 500)))
+    best = x[:, :3].topk(2).values
+    order = (best[:, 1] - best[:, 0]).argsort()
+    return {"train": make(1, 400), "search": list(zip(x[order].split(50), y[order].split(50)))}
+
+
 def two():
     return make(1, 100), make(2, 100)
 
@@ -281,6 +288,17 @@ def test_an_error_says_what_to_do_and_ends_with_three(model):
 
 def curves_in(folder: Path) -> Curves:
     return from_json(Curves, _store.read_json(folder / "curves.json"))
+
+
+def test_sorted_data_are_scanned_in_full_or_not_at_all(project, tmp_path: Path):
+    words = ("scan", f"{project}:net", "--removed", 0.1, "--removed", 0.9, "--data")
+    said = " ".join(call(*words, f"{project}:easy_first", "--out", tmp_path / "no", code=3).split())
+    assert "shuffle the search data" in said
+    assert "--full" in said
+    call(*words, f"{project}:easy_first", "--full", "--out", tmp_path / "full")
+    n = {p.removed: sum(q.n for q in curves_in(tmp_path / "full").points if q.removed == p.removed) for p in
+         curves_in(tmp_path / "full").points}  # fmt: skip
+    assert n == {0.1: 1000, 0.9: 1000}
 
 
 def test_parts_of_a_scan_from_several_machines_merge_into_the_whole_one(project, tmp_path: Path):

@@ -529,7 +529,8 @@ def _check_order(base: Evaluation, chunks: Sequence[Chunk]) -> None:
             where="batches, with a precision",
             expected="examples in random order, the same at every pass: each point looks at the first ones only",
             got=f"dense losses that differ between parts of the data (Kruskal-Wallis, p = {found.pvalue:.1g})",
-            todo="shuffle the search data once, with a fixed seed, before they are batched; or pass precision=None",
+            todo="shuffle the search data once, with a fixed seed, before they are batched; or measure every point on "
+            "all of them: precision=None, --full",
         )
 
 

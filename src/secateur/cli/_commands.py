@@ -51,6 +51,7 @@ from secateur.schema.budget import Budget
 from secateur.schema.curves import Curves
 from secateur.schema.groups import Groups
 from secateur.schema.plan import Plan
+from secateur.schema.precision import Precision
 from secateur.schema.report import Report
 from secateur.schema.scores import Scores
 from secateur.schema.task import Data, Task
@@ -177,6 +178,10 @@ def scan(
     recovery: Annotated[
         str | None, typer.Option("--recovery", help="measure each cut before and after it: recalibrate")
     ] = None,
+    full: o.Full = False,
+    ceiling: Annotated[
+        float | None, typer.Option("--ceiling", help="what surely loses more nats needs no more examples")
+    ] = None,
     executor: o.ExecutorName = "serial",
     merge: Annotated[
         bool, typer.Option("--merge", help="no scan: merge parts of one that other machines have left in folders")
@@ -228,6 +233,7 @@ def scan(
             store=folder / STORE,
             resume=resume,
             recovery=None if recovery is None else chained(recovery, RECOVERIES, chain, what="recovery"),
+            precision=None if full else Precision(ceiling=ceiling),
             executor=member(executor, EXECUTORS, what="executor"),
             progress=tell,
         )
@@ -355,6 +361,7 @@ def prune(
         str, typer.Option("--recovery", help="after every cut; several with + between them")
     ] = "finetune(epochs=3)+recalibrate",
     schedule: Annotated[str, typer.Option("--schedule", help="one_shot, linear, cubic")] = "cubic",
+    full: o.Full = False,
     confidence: o.Confidence = 0.95,
     round_to: Annotated[int, typer.Option("--round-to", help="kept counts are multiples of this")] = 1,
     inputs: o.Inputs = None,
@@ -388,6 +395,7 @@ def prune(
             allocator=member(allocator, ALLOCATORS, what="allocator"),
             recovery=chained(recovery, RECOVERIES, chain, what="recovery"),
             schedule=member(schedule, SCHEDULES, what="schedule"),
+            precision=None if full else pipeline.PRECISION,
             confidence=confidence,
             round_to=round_to,
             freeze=tuple(freeze or ()),

@@ -76,3 +76,7 @@ Baked = Annotated[
 ]
 MaxDrop = Annotated[float | None, typer.Option("--max-drop", help="allowed drop of the score: 0.01 is one point")]
 Confidence = Annotated[float, typer.Option("--confidence", help="of the certificate")]
+Full = Annotated[
+    bool,
+    typer.Option("--full", help="scan with all search examples, also where the first of them say enough about a point"),
+]
