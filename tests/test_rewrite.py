@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 from helpers.nasty import NASTY
 from helpers.nets import randomise
@@ -21,6 +22,7 @@ from secateur._couple import couple
 from secateur._cut import cut
 from secateur._export import load, save
 from secateur._trace import trace
+from secateur.cli import app
 from secateur.errors import CutError, FileCorrupt, RewrittenForward
 from secateur.schema._record import from_json, to_json
 from secateur.schema.graph import Graph
@@ -287,3 +289,33 @@ def test_a_loop_over_examples_is_refused_by_name() -> None:
         cut(model, groups, random_plan(groups, 0))
     assert caught.value.where == "part"
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)).view(-1, 3, 4).softmax(1).flatten(1))
+"""
+
+
+@pytest.mark.parametrize(("word", "units"), [("freeze", 0), ("submodule", 4)])
+def test_the_command_line_says_what_to_do_about_integers(word: str, units: int, tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(NET)
+    arguments = ["trace", f"{path}:Net", "--shape", "2x6", "--baked", word]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0
+    assert f"{units} units" in result.output
+
+
+def test_another_word_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    result = CliRunner().invoke(app, ["trace", f"{tmp_path / 'net.py'}:Net", "--shape", "2x6", "--baked", "both"])
+    assert result.exit_code != 0
