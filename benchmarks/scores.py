@@ -132,8 +132,7 @@ def members() -> list[Criterion]:
         sc.criteria.obd(curvature="empirical"),
         sc.criteria.obd(curvature="sampled"),
         sc.criteria.obd(first="plain"),
-        sc.criteria.obd(first="shrunk"),
-        sc.criteria.obd(curvature="combined"),
+        sc.criteria.obd(curvature="calibrated"),
     ]
 
 

@@ -160,11 +160,11 @@ def test_scores_follow_their_formulas_on_gradients_by_finite_differences(which: 
         "squared_taylor": (g.mean(0) ** 2, None),
         "mean_absolute_taylor": (g.abs().mean(0), g.abs().std(0, correction=0) / math.sqrt(n)),
         "fisher": ((g**2).mean(0) / 2, (g**2 / 2).std(0, correction=0) / math.sqrt(n)),
-        "obd_plain": (calibrated.mean(0), calibrated.std(0, correction=0) / math.sqrt(n)),
+        "obd_calibrated_plain": (calibrated.mean(0), calibrated.std(0, correction=0) / math.sqrt(n)),
         "obd_empirical_plain": (value.mean(0), value.std(0, correction=0) / math.sqrt(n)),
     }
     asked = [criteria.CRITERIA[name]() for name in expected if name in criteria.CRITERIA]
-    asked += [criteria.obd(first="plain"), criteria.obd(first="plain", curvature="empirical")]
+    asked += [criteria.obd(first="plain", curvature=curvature) for curvature in ("calibrated", "empirical")]
     for found in score(model, groups, batches, tasks.classification(), criterion=asked, exact=exact):
         values, errors = expected[found.criterion]
         flat = torch.tensor([v for row in found.values for v in row], dtype=torch.float64)
@@ -510,6 +510,23 @@ def test_what_is_expected_of_a_gate_follows_from_the_prediction_at_half_its_logi
     expected = torch.stack([v.mean(0) for v in (e, e * e, g * e, g * g * e)], 1)
     for batches in (MLP_DATA, [(x[:3], y[:3]), (x[3:], y[3:])]):
         torch.testing.assert_close(expectation(model, groups, batches, exact=exact), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_what_was_not_expected_counts_as_far_as_it_is_no_noise() -> None:
+    """Averaged over many draws: nothing of pure noise, of a signal its share; weighted by what the units are worth."""
+    generator = torch.Generator().manual_seed(0)
+    worth = torch.tensor([1.0] * 20 + [0.01] * 200, dtype=torch.float64)
+    centre = torch.randn(220, generator=generator, dtype=torch.float64) / 10
+    kept = float((worth * centre).square().sum() / (worth.square() * (centre.square() + 0.01)).sum())
+    for signal, share in ((0 * centre, 0.0), (centre, kept)):
+        found = []
+        for _ in range(60):
+            e, noise = torch.randn(2, 100, 220, generator=generator, dtype=torch.float64)
+            g = e + worth * (signal + noise)
+            moments = torch.stack([(g**k).mean(0) for k in (1, 2, 3, 4)], 1)
+            expected = torch.stack([v.mean(0) for v in (e, e * e, g * e, g * g * e)], 1)
+            found.append(float(_stats.unexpected(moments, expected, torch.tensor(100.0))))
+        assert sum(found) / 60 == pytest.approx(share, abs=0.12)
 
 
 def test_a_task_without_a_prediction_gives_the_plain_first_order_and_refuses_the_statistic() -> None:

@@ -24,6 +24,8 @@ Statistics, per group (U units, P elements of a unit, padded with 0):
                              prediction: the gate gradient of `Task.tempered`, times the one factor (surer than right:
                              positive; less sure: negative) with which it explains the losses' gradient along the
                              model's output
+    gate_unexpected  []      the share of the squared means of g - e, summed over all units, that is not noise of the
+                             examples: max(0, 1 - sum of squared standard errors / sum of squared means)
     gate_sampled/k   [U, 5]  means of s, s^2, g s, g^2 s, e s with s = mean over k draws of (gate gradient of the
                              task's curvature draw)^2: an unbiased estimate of the Gauss-Newton diagonal per example;
                              e s is 0 unless gate_expected is collected as well
@@ -114,13 +116,13 @@ ROLES: Mapping[str, tuple[str, ...] | None] = {
 }
 FREE = ("units", "n", *(f"{role}_weights" for role in ROLES))
 PASS = (
-    *("gate_mean", "gate_moments", "gate_absolute", "gate_expected", "gate_sampled", "gate_hessian", "curvature_ratio"),
-    *("activation", "input_norm", "gate_shift", "gate_samples", "feature_rank"),
+    *("gate_mean", "gate_moments", "gate_absolute", "gate_expected", "gate_unexpected", "gate_sampled", "gate_hessian"),
+    *("curvature_ratio", "activation", "input_norm", "gate_shift", "gate_samples", "feature_rank"),
     *(f"{role}_{what}" for role in ROLES for what in ("gradients", "flow", "hessian_products")),
 )
 PER_EXAMPLE = (
-    *("gate_moments", "gate_absolute", "gate_expected", "gate_sampled", "gate_samples", "gate_shift"),
-    "curvature_ratio",
+    *("gate_moments", "gate_absolute", "gate_expected", "gate_unexpected", "gate_sampled", "gate_samples"),
+    *("gate_shift", "curvature_ratio"),
 )
 
 
@@ -193,7 +195,7 @@ def _lowest(parts: Sequence[tuple[Tensor | None, tuple[str, ...]]], most: int) -
 def can_give(task: Task, need: str) -> bool:
     """Whether a task has what this statistic is made from."""
     base = need.partition("/")[0]
-    made_from = {"gate_sampled": task.curvature, "gate_expected": task.tempered}
+    made_from = {"gate_sampled": task.curvature, **dict.fromkeys(_EXPECTED, task.tempered)}
     return (task.per_example or base not in PER_EXAMPLE) and made_from.get(base, task) is not None
 
 
@@ -222,7 +224,7 @@ def check_needs(needs: Sequence[str], task: Task) -> None:
                 f"{base} needs the curvature of the losses at the output, and task {task.name!r} does not say it",
                 todo="give sc.Task(curvature=...), or use a criterion with the empirical Fisher",
             )
-        if base == "gate_expected" and task.tempered is None:
+        if base in _EXPECTED and task.tempered is None:
             raise MissingStatistic(
                 f"{base} needs the model's own prediction, and task {task.name!r} does not say how to read it",
                 todo="give sc.Task(tempered=...), or use criteria.obd(first='plain')",
@@ -574,8 +576,10 @@ def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs:
         elif base == "gate_hessian":
             scale = torch.tensor([1.0, 1.0 / stats.weight], dtype=torch.float64)
             found[base] = stats.sums[need][units] / stats.weight * scale
+        elif base == "gate_unexpected":
+            found[base] = unexpected(stats.sums["gate_moments"] / stats.weight, _expected(stats), found["n"])
         elif base == "gate_expected":
-            found[base] = stats.sums[need][units] / stats.weight * _factor(stats) ** torch.tensor([1, 2, 1, 1])
+            found[base] = _expected(stats)[units]
         elif base == "gate_sampled":
             found[base] = stats.sums[need][units] / stats.weight * _factor(stats) ** torch.tensor([0, 0, 0, 0, 1])
         elif base in PASS:
@@ -625,6 +629,27 @@ def _factor(stats: Statistics) -> Tensor:
     """What the gradient of the tempered losses is multiplied with to be, along the output, that of the losses."""
     losses, tempered = stats.sums.get("slopes", torch.zeros(2, dtype=torch.float64)).unbind()
     return losses / tempered if tempered != 0 else tempered  # all logits equal: the prediction expects nothing
+
+
+def _expected(stats: Statistics) -> Tensor:
+    """The statistic gate_expected of all units, [U in all, 4]."""
+    return stats.sums["gate_expected"] / stats.weight * _factor(stats) ** torch.tensor([1, 2, 1, 1])
+
+
+def unexpected(moments: Tensor, expected: Tensor, n: Tensor) -> Tensor:
+    """One share for all units, weighted by what they are worth: the positive part of James & Stein 1961.
+
+    A share for each group would follow its own noise: a group has few units, and their noise is correlated.
+
+    Args:
+        moments, expected: [U in all, 4], the statistics gate_moments and gate_expected.  n: examples.
+    """
+    g, gg = moments.unbind(1)[:2]
+    e, ee, ge, _ = expected.unbind(1)
+    squares = (g - e).square()
+    noise = (gg - 2 * ge + ee - squares).clamp(min=0) / n
+    total = squares.sum()
+    return (1 - noise.sum() / total).clamp(min=0) if total > 0 else torch.ones_like(total)
 
 
 def _input_norm(stats: Statistics, model: nn.Module, groups: Groups, g: int) -> Tensor:
@@ -899,7 +924,7 @@ def _measure(
             _find_layouts(taps, plan, losses)
             # A graph that nothing asks again frees its activations on the way back, which is faster too.
             later = bool(names) and not even
-            again = later or draws > 0 or "gate_expected" in bases
+            again = later or draws > 0 or bool(bases & _EXPECTED)
             gates, totals, pulls = taps.backward(losses, sorted({*names, *checked}), keep=again)
             shifts = {k: (w.to(v.dtype) @ v).cpu().double() for k, v in pulls.items()}
             if first:
@@ -907,7 +932,7 @@ def _measure(
             scale = 1.0 if task.per_example else float(w[0])
             gradients = {k: totals[k].double() * scale for k in names} if even else {}
             taps.pull = False
-            if "gate_expected" in bases:
+            if bases & _EXPECTED:
                 assert task.tempered is not None
                 surrogate = check_losses(task.tempered(out, batch), task, where=where)
                 tempered = taps.backward(surrogate, (), keep=later or draws > 0)[0]
@@ -975,6 +1000,7 @@ def _rehearsed(model: nn.Module, groups: Groups, plan: _Plan, batch: Batch, task
 
 _FEW = 8
 _GATED = frozenset(n for n in PASS if n.startswith("gate_") and n != "gate_hessian") | {"curvature_ratio"}
+_EXPECTED = frozenset({"gate_expected", "gate_unexpected"})
 _SEEN = frozenset({"activation", "input_norm", "gate_shift", "feature_rank"})
 _EMPIRICAL = "use criteria.obd(curvature='empirical')"
 _HALF = "look at the inputs; in half precision, try bfloat16 or float32"

@@ -30,16 +30,5 @@ def of_sum(factors: Tensor, means: Tensor, products: Tensor, n: Tensor) -> Tenso
     return (variance.clamp(min=0) / n).sqrt()
 
 
-def signal(mean: Tensor, error: Tensor) -> Tensor:
-    """The share of the spread of means over units that is not noise of the examples: max(0, 1 - 1 / mean z^2), [].
-
-    z = mean / its standard error. The positive-part James-Stein estimate (Stein 1961; Efron & Morris 1973) for
-    means whose true size is in proportion to their noise. 1 where nothing is noisy.
-    """
-    noisy = error > 0
-    z2 = (mean[noisy] / error[noisy]).square()
-    return mean.new_ones(()) if len(z2) == 0 else (1 - 1 / z2.mean().clamp(min=1e-300)).clamp(min=0)
-
-
 def _variance(second: Tensor, first: Tensor) -> Tensor:
     return torch.clamp(second - first.square(), min=0)

@@ -18,22 +18,21 @@ from secateur.criteria import _moments
 from secateur.errors import InputError
 from secateur.schema.members import Criterion
 
-First = Literal["expected", "plain", "shrunk"]
+First = Literal["expected", "plain"]
 Curvature = Literal["combined", "calibrated", "empirical", "sampled"]
 
 
-def obd(*, first: First = "expected", curvature: Curvature = "calibrated", draws: int = 1) -> Criterion:
+def obd(*, first: First = "expected", curvature: Curvature = "combined", draws: int = 1) -> Criterion:
     """Predicted loss change when unit u goes: score[u] = a[u] + b[u], at scale 1 - t of the unit t a + t^2 b.
 
     First order, from g[n, u], the gradient of the loss of example n with respect to the gate of u:
 
     `expected`: a[u] = -mean over n of (e + share (g - e)), where e[n, u] (the statistic `gate_expected`) is what g is
         on average where the model's prediction, at another temperature, is right. In a trained network most of the
-        mean of g is noise of the labels: e has none of it. What g has beyond e counts by the share of it, per group,
-        that is signal and not noise of the examples (positive-part James-Stein): with few examples next to nothing,
+        mean of g is noise of the labels; e has none of it. What g has beyond e counts by the share of it, over all
+        units, that is signal and not noise of the examples (`gate_unexpected`): with few examples next to nothing,
         with very many all. A task that has no such prediction (regression, most losses of your own) gets `plain`.
     `plain`: a[u] = -mean over n of g[n, u]: unbiased.
-    `shrunk`: as `expected`, with e = 0.
 
     Curvature: b[u] = 1/2 mean over n of s[n, u], where s stands for the second derivative:
 
@@ -46,45 +45,44 @@ def obd(*, first: First = "expected", curvature: Curvature = "calibrated", draws
     `sampled`: s = the square of the gate gradient of random surrogate losses with that curvature: an unbiased
         estimate of the Gauss-Newton diagonal, at the price of one more backward pass per draw; the only one that
         works for `match_output`.
-    `combined`: the mean of `calibrated` and `sampled`, whose noise is independent.
+    `combined`: the mean of `calibrated` and `sampled`, whose noise is independent; where the task cannot draw,
+        `calibrated`.
 
     Args:
         first, curvature: as above.  draws: of `sampled` and `combined`, per example.
 
-    Nats; may be negative. Order 1 with the plain first order: all curvatures stand for the Hessian and are not it
-    (`hutchinson` is of order 2); the others are estimates of that expansion and not it. A unit that nothing depends
-    on scores 0. The standard error takes r, the temperature and the share as known.
+    Nats; may be negative. Order 1 with the plain first order, of which `expected` is an estimate: all curvatures
+    stand for the Hessian and are not it (`hutchinson` is of order 2). A unit that nothing depends on scores 0. The
+    standard error takes r, the temperature and the share as known.
     """
-    if first not in ("expected", "plain", "shrunk"):
-        raise InputError("no such first order", expected="expected, plain or shrunk", got=first)
+    if first not in ("expected", "plain"):
+        raise InputError("no such first order", expected="expected or plain", got=first)
     if curvature not in ("combined", "calibrated", "empirical", "sampled") or draws < 1:
         raise InputError(
             "no such curvature",
             expected="combined, calibrated, empirical or sampled, draws >= 1",
             got=f"{curvature}, draws={draws}",
         )
-    # s = by_square g^2 + by_draw d, where d is the square of the drawn gate gradient.
-    by_draw = {"sampled": 1.0, "combined": 0.5}.get(curvature, 0.0)
+    draw = f"gate_sampled/{draws}"
     weighs = curvature in ("calibrated", "combined")
-    needs = (("curvature_ratio",) if weighs else ()) + ((f"gate_sampled/{draws}",) if by_draw else ())
 
     def compute(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        g, gg, ggg, gggg = stats["gate_moments"].unbind(1)  # a name of letters stands for the mean of their product
+        # A name of letters stands for the mean of their product; d is the square of the drawn gate gradient.
+        g, gg, ggg, gggg = stats["gate_moments"].unbind(1)
         nothing = (torch.zeros_like(g),) * 5
         expects = first == "expected" and "gate_expected" in stats
         e, ee, ge, gge = stats["gate_expected"].unbind(1) if expects else nothing[:4]
-        d, dd, gd, ggd, ed = stats["gate_sampled"].unbind(1) if by_draw else nothing
-        by_square = (1 - by_draw) * (stats["curvature_ratio"] if weighs else g.new_ones(()))
+        share = stats["gate_unexpected"] if expects else g.new_ones(())
 
-        s, gs = by_square * gg + by_draw * d, by_square * ggg + by_draw * gd
-        es = by_square * gge + by_draw * ed * expects
-        ss = by_square**2 * gggg + 2 * by_square * by_draw * ggd + by_draw**2 * dd
+        draws_well = curvature in ("sampled", "combined") and "gate_sampled" in stats
+        d, dd, gd, ggd, ed = stats["gate_sampled"].unbind(1) if draws_well else nothing
+        y = {"sampled": 1.0, "combined": 0.5}[curvature] if draws_well else 0.0
+        x = (1 - y) * (stats["curvature_ratio"] if weighs else g.new_ones(()))
+        s, gs, es = x * gg + y * d, x * ggg + y * gd, x * gge + y * ed * expects
+        ss = x**2 * gggg + 2 * x * y * ggd + y**2 * dd
+
         means = torch.stack([g, e, s], 1)
         products = torch.stack([gg, ge, gs, ge, ee, es, gs, es, ss], 1).unflatten(1, (3, 3))
-        share = g.new_ones(())
-        if expects or first == "shrunk":
-            off = _moments.of_sum(g.new_tensor([1.0, -1.0, 0.0]), means, products, stats["n"])
-            share = _moments.signal(g - e, off)
         factors = torch.stack([-share, share - 1, torch.full_like(share, 0.5)])
         linear, quadratic = means[:, :2] @ factors[:2], s / 2
         return {
@@ -94,11 +92,14 @@ def obd(*, first: First = "expected", curvature: Curvature = "calibrated", draws
             "quadratic": quadratic,
         }
 
-    options = ("" if curvature == "calibrated" else f"_{curvature}") + ("" if first == "expected" else f"_{first}")
+    options = ("" if curvature == "combined" else f"_{curvature}") + ("" if first == "expected" else f"_{first}")
     return Criterion(
         name=f"obd{options}",
-        needs=("gate_moments", *needs),
-        wants=("gate_expected",) if first == "expected" else (),
+        needs=("gate_moments", *(("curvature_ratio",) if weighs else ()), *((draw,) if curvature == "sampled" else ())),
+        wants=(
+            *(("gate_expected", "gate_unexpected") if first == "expected" else ()),
+            *((draw,) if curvature == "combined" else ()),
+        ),
         unit="nats",
         order=1 if first == "plain" else 0,
         source="LeCun et al. 1990, eq. 2; Theis et al. 2018, arXiv:1801.05787, eq. 8",
