@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.secateur-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench-cifar bench-scores bench-score-cost bench-certificate bench-zoo bench-zoo-after bench-recurrent fuzz crash clean
+.PHONY: help install demo test check format bench-cifar bench-scores bench-score-cost bench-certificate bench-zoo bench-zoo-after bench-recurrent bench-llama fuzz crash clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 20
@@ -71,6 +71,9 @@ bench-zoo: $(STAMP)  ## every model of torchvision, timm, transformers and torch
 
 bench-zoo-after: $(STAMP)  ## what models can still do after a cut: load, export, compile, train, generate; ARGS="--set nn"
 	$(BIN)/python benchmarks/zoo_after.py $(ARGS)
+
+bench-llama: $(STAMP)  ## a Llama of 7B without weights, and one of 0.5B cut and verified; ARGS="--quick"
+	$(BIN)/python benchmarks/llama.py $(ARGS)
 
 bench-recurrent: $(STAMP)  ## recurrent networks with half of their hidden units: exact, and how much faster; ARGS="--quick"
 	$(BIN)/python benchmarks/recurrent.py $(ARGS)

@@ -144,6 +144,21 @@ def test_closures_and_settings_objects_are_looked_into() -> None:
     assert config.width == 8
 
 
+def test_a_model_without_weights_may_ask_where_a_tensor_lies() -> None:
+    class Moves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + torch.arange(4, device=x.device)
+
+    with torch.device("meta"):
+        model = Moves()
+    here = trace(Moves(), torch.randn(2, 4)).runs[0].nodes
+    assert [n.op for n in trace(model, torch.empty(2, 4, device="meta")).runs[0].nodes] == [n.op for n in here]
+
+
 def test_training_is_recorded_only_where_the_forward_asks_for_it() -> None:
     class Asks(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

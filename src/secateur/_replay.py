@@ -311,8 +311,9 @@ class _Operations(TorchDispatchMode):
 @functools.cache
 def _described(func: Any) -> tuple[str, bool, bool]:
     """Name of an ATen operation; is it only a question about a tensor (its device)?  is it made of other operations?"""
-    composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-    return str(func), func.namespace == "prim", composite
+    if func.namespace == "prim":
+        return str(func), True, False
+    return str(func), False, torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def run_watched(model: Callable[..., Any], inputs: Any, watcher: Watcher) -> Any:
