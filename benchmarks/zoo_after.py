@@ -37,6 +37,7 @@ import functools
 import importlib.metadata
 import io
 import json
+import re
 import sys
 import tempfile
 import time
@@ -284,9 +285,10 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "",
         f"`make bench-zoo-after`, {today}: Python {sys.version.split()[0]}, {versions}. One thread.",
         "",
-        "Each third model of the zoo, cut at random ratios of 0 to 0.8 per group. What is asked stands at the head of",
-        f"`zoo_after.py`. `{OK}`: the cut model can. `{DENSE}`: neither it nor the dense model can; the reason stands",
-        f"below the tables. `{LOST}`: only the dense model can. Numbers: relative error against the cut model itself.",
+        f"{len(rows)} models so far, of a third of the zoo, cut at random ratios of 0 to 0.8 per group. What is asked",
+        f"stands at the head of `zoo_after.py`. `{OK}` or a number (relative error against the cut model): it can.",
+        f"`{DENSE}`: neither it nor the dense model can; how the dense model fails stands below the table.",
+        f"`{LOST}`: only the dense model can.",
         "",
         summary(rows),
     ]
@@ -315,7 +317,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.replace("`", "'").replace(str(ROOT), "").split())[:240]
+    plain = re.sub(r"\x1b\[[\d;]*m|/\S*/(?=model\.onnx)", "", text.replace("`", "'").replace(str(ROOT), ""))
+    return " ".join(plain.split())[:240]
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ def compiled(model: nn.Module, dense: nn.Module, inputs: Any) -> str:
     told = same(expected, seeded(torch.compile(model, backend="aot_eager"), inputs), "the compiled model", CLOSE)
     graphs = counters["stats"]["unique_graphs"]
     if not graphs:
-        raise Missing("dynamo captured no graph")
+        recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+        why = "; it skips recurrent layers unless torch._dynamo.config.allow_rnn is set" * recurrent
+        raise Missing(f"dynamo captured no graph, the model ran as it is ({told}){why}")
     return f"{told}, {graphs} graph{'s' * (graphs > 1)}"
 
 
