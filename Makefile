@@ -8,6 +8,7 @@ STAMP := .venv/.secateur-installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format bench-cifar bench-scores bench-score-cost bench-certificate bench-zoo bench-zoo-after bench-recurrent bench-llama fuzz crash clean
+.PHONY: help install demo test check format bench-cifar bench-scores bench-scan bench-score-cost bench-certificate bench-zoo bench-zoo-after bench-recurrent fuzz crash clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 20
@@ -49,6 +50,9 @@ bench-scores: $(STAMP)  ## every criterion beside leave-one-out; ARGS="--units 1
 
 bench-score-cost: $(STAMP)  ## processor time and memory of scores; ARGS="--rounds 1"
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/score_cost.py $(ARGS)
+
+bench-scan: $(STAMP)  ## the scan beside the loop that everybody writes; ARGS="--networks cnn --quick"
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scan.py $(ARGS)
 
 bench-certificate: $(STAMP)  ## how often the certificate is wrong, and how much it can prove
 	$(BIN)/python benchmarks/certificate.py $(ARGS)

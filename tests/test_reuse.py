@@ -308,6 +308,35 @@ def test_other_random_numbers_are_not_drawn_because_of_reuse() -> None:
     assert found[0] == found[1]
 
 
+class Remembers(Four):
+    """Another result at every call."""
+
+    def middle(self, h: Tensor) -> Tensor:
+        self.last = 1 if self.last is None else self.last + 1
+        return h * self.last
+
+
+@pytest.mark.parametrize(("kind", "made_once"), [(Four, True), (Remembers, False), (Counts, False)])
+def test_cut_models_wait_for_their_next_chunk_unless_their_forward_changes_them(
+    kind: type[Four], made_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_scan, "FIRST", 5)
+    torch.manual_seed(0)
+    model, batches = kind().eval(), [torch.randn(5, 6) for _ in range(6)]
+    groups = couple(trace(model, batches[0]))
+    made = Mock(side_effect=_surgery.apply)
+    monkeypatch.setattr(_scan._surgery, "apply", made)
+    curves, cuts = [], []
+    for memory in (2**20, 0):
+        made.reset_mock()
+        run = functools.partial(scan, copy.deepcopy(model), groups, random_scores(groups), batches, TASK, n_folds=1)
+        curves.append(run(removed=(0.25, 0.5, 0.75), memory=memory))
+        cuts.append(made.call_count)
+    assert curves[0] == curves[1]
+    if made_once:
+        assert cuts[0] < cuts[1] / 2
+
+
 # What to keep
 
 

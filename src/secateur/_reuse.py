@@ -618,7 +618,9 @@ def prepare(
                 parts[family] = part(recording, make(), batch, task)
         if keeper is None or not _same_course(keeper.plan, recording):
             keeper = _keeper(recording, uses, parts, memory)
-            if not _same_course(record(model, batch, task, keeper), recording):
+            # What is kept belongs to the operands of this very pass: a model may count its passes.
+            recording = record(model, batch, task, keeper)
+            if not _same_course(keeper.plan, recording):
                 return Prefix(batch=batch)
     except (RuntimeError, TypeError, ValueError, AttributeError, _Parted):  # the forward does not bear observation
         return Prefix(batch=batch)

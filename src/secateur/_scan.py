@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,18 @@ class Measured:
     in_full: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shelf:
+    """Cut models that wait for their next chunk: `room` for so many. Every process has its own."""
+
+    room: int
+    models: dict[Counts, nn.Module] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Empty, where it is sent to."""
+        return Shelf, (self.room,)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Setup:
     """What every measurement needs.
@@ -114,6 +126,7 @@ class Setup:
     n_folds: int
     recovery: Recovery | None
     precision: Precision | None
+    shelf: Shelf
 
 
 def scan(
@@ -204,6 +217,7 @@ def scan(
         n_folds=n_folds,
         recovery=recovery,
         precision=precision,
+        shelf=Shelf(budget // 4 // max(1, sum(t.nbytes for _, _, t in _surgery.tensors(model)))),
     )
     states = (False, True) if recovery is not None else (False,)
     wanted = dict.fromkeys(counts for by_fraction in plan.values() for counts in by_fraction.values())
@@ -213,7 +227,7 @@ def scan(
     _check_cuts(setup, [target.counts for target in targeted if _needed(setup, done[target]) is None])
     run: Callable[..., Iterable[tuple[int, Any]]] = executor or _one_after_the_other
     n_done, in_full = sum(_settled_chunks(setup, done[target]) for target in targeted), 0
-    for held, jobs in _shared(setup, budget, _rounds(setup, targeted, done)):
+    for held, jobs in _shared(setup, budget - budget // 4, _rounds(setup, targeted, done)):
         for index, measured in run(functools.partial(measure, setup, held), jobs):
             target = jobs[index].target
             in_full += measured.in_full
@@ -281,38 +295,65 @@ def measure(setup: Setup, batches: Iterable[Prefix], job: Job) -> Measured:
     Args:
         batches: those of the next chunk. A target that is recovered first reads its own.
     """
-    small = _cut(setup, job.target.counts)
-    chunks = setup.chunks[len(job.before) :][: None if job.target.recovered else 1]
-    stream = iter(batches)
-    if job.target.recovered:
-        assert setup.recovery is not None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # every cut meets the same recovery, whichever was measured before it
-            small = setup.recovery(small, setup.batches, setup.task, teacher=setup.model, seed=0, progress=None)
-        stream = (Prefix(batch=batch) for batch in itertools.islice(setup.batches, chunks[0].start, None))
     made: list[Sums] = []
     in_full = 0
-    for chunk in chunks:
+    for chunk, pruned, n in evaluated(setup, batches, job):
+        made.append(_sums(setup, chunk, pruned))
+        in_full += n
         if _needed(setup, [*job.before, *made]) is not None:
             break
-        try:
-            numbered = zip(range(chunk.start, chunk.stop), stream)  # noqa: B905 (leaves the rest)
-            pruned = list(_evaluations(setup, small, job.target, numbered))
-        except NonFinite as error:
-            raise NonFinite(
-                "a model that was cut computes no finite loss",
-                where=", ".join(
-                    f"{group.name}: {k} of {group.n_units} units kept"
-                    for group, k in zip(setup.groups.groups, job.target.counts, strict=True)
-                    if k < group.n_units
-                ),
-                got=error.what,
-                todo="leave this fraction out (`removed`), or freeze the group; what was measured so far is in "
-                "the store",
-            ) from error
-        made.append(_sums(setup, chunk, _evaluate.join([evaluation for evaluation, _ in pruned])))
-        in_full += sum(not followed for _, followed in pruned)
     return Measured(made, in_full)
+
+
+def evaluated(setup: Setup, batches: Iterable[Prefix], job: Job) -> Iterator[tuple[Chunk, Evaluation, int]]:
+    """The chunks of a job, the cut model on them, and how many batches had to be computed in full."""
+    counts, chunks = job.target.counts, setup.chunks[len(job.before) :]
+    try:
+        if job.target.recovered:
+            assert setup.recovery is not None
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # every cut meets the same recovery, whichever was measured before it
+                small = setup.recovery(
+                    _cut(setup, counts), setup.batches, setup.task, teacher=setup.model, seed=0, progress=None
+                )
+            stream = (Prefix(batch=batch) for batch in itertools.islice(setup.batches, chunks[0].start, None))
+            for chunk in chunks:
+                yield chunk, *_on_chunk(setup, small, job.target, chunk, stream)
+            return
+        waiting = setup.shelf.models.pop(counts, None)
+        small = _cut(setup, counts) if waiting is None else waiting
+        state = _state(small)
+        pruned, in_full = _on_chunk(setup, small, job.target, chunks[0], iter(batches))
+        # What a forward changes (a counter, a cache) must not reach the next chunk: there may be no room another time.
+        if not in_full and len(setup.shelf.models) < setup.shelf.room and _state(small) == state:
+            setup.shelf.models[counts] = small
+        yield chunks[0], pruned, in_full
+    except NonFinite as error:
+        raise NonFinite(
+            "a model that was cut computes no finite loss",
+            where=", ".join(
+                f"{group.name}: {k} of {group.n_units} units kept"
+                for group, k in zip(setup.groups.groups, counts, strict=True)
+                if k < group.n_units
+            ),
+            got=error.what,
+            todo="leave this fraction out (`removed`), or freeze the group; what was measured so far is in the store",
+        ) from error
+
+
+def _on_chunk(
+    setup: Setup, small: nn.Module, target: Target, chunk: Chunk, stream: Iterator[Prefix]
+) -> tuple[Evaluation, int]:
+    numbered = zip(range(chunk.start, chunk.stop), stream)  # noqa: B905 (leaves the rest)
+    pruned = list(_evaluations(setup, small, target, numbered))
+    return _evaluate.join([evaluation for evaluation, _ in pruned]), sum(not followed for _, followed in pruned)
+
+
+def _state(model: nn.Module) -> tuple[object, ...]:
+    """Which objects the modules hold, and how often each tensor was written."""
+    held = (tuple((name, id(value)) for name, value in vars(module).items()) for module in model.modules())
+    written = (t._version for _, _, t in _surgery.tensors(model))
+    return (*held, *written)
 
 
 def _evaluations(

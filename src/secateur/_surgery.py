@@ -113,6 +113,7 @@ def fingerprint_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@functools.cache  # finding it takes as long as a small cut
 def package_version() -> str:
     """Version of the installed package, `unknown` in a bare source tree."""
     try:
