@@ -132,7 +132,7 @@ def members() -> list[Criterion]:
         sc.criteria.obd(curvature="empirical"),
         sc.criteria.obd(curvature="sampled"),
         sc.criteria.obd(first="plain"),
-        sc.criteria.obd(curvature="calibrated"),
+        sc.criteria.obd(curvature="combined"),
     ]
 
 

@@ -148,7 +148,7 @@ def test_obd_does_with_what_the_task_can_give() -> None:
     stats, _ = statistics()
     for lacking, same in (("gate_sampled", "obd_calibrated_expected"), ("gate_expected", "obd_calibrated_plain")):
         del stats[lacking]
-        for key, values in ALL["obd"].compute(stats).items():
+        for key, values in ALL["obd_combined_expected"].compute(stats).items():
             assert torch.equal(values, ALL[same].compute(stats)[key])
 
 

@@ -22,7 +22,7 @@ First = Literal["expected", "plain"]
 Curvature = Literal["combined", "calibrated", "empirical", "sampled"]
 
 
-def obd(*, first: First = "expected", curvature: Curvature = "combined", draws: int = 1) -> Criterion:
+def obd(*, first: First = "expected", curvature: Curvature = "calibrated", draws: int = 1) -> Criterion:
     """Predicted loss change when unit u goes: score[u] = a[u] + b[u], at scale 1 - t of the unit t a + t^2 b.
 
     First order, from g[n, u], the gradient of the loss of example n with respect to the gate of u:
@@ -45,8 +45,8 @@ def obd(*, first: First = "expected", curvature: Curvature = "combined", draws: 
     `sampled`: s = the square of the gate gradient of random surrogate losses with that curvature: an unbiased
         estimate of the Gauss-Newton diagonal, at the price of one more backward pass per draw; the only one that
         works for `match_output`.
-    `combined`: the mean of `calibrated` and `sampled`, whose noise is independent; where the task cannot draw,
-        `calibrated`.
+    `combined`: the mean of `calibrated` and `sampled`, whose noise is independent: the best of them, at the price of
+        `sampled`, and like it not the same bits for other batches. Where the task cannot draw, `calibrated`.
 
     Args:
         first, curvature: as above.  draws: of `sampled` and `combined`, per example.
@@ -92,7 +92,7 @@ def obd(*, first: First = "expected", curvature: Curvature = "combined", draws: 
             "quadratic": quadratic,
         }
 
-    options = ("" if curvature == "combined" else f"_{curvature}") + ("" if first == "expected" else f"_{first}")
+    options = ("" if curvature == "calibrated" else f"_{curvature}") + ("" if first == "expected" else f"_{first}")
     return Criterion(
         name=f"obd{options}",
         needs=("gate_moments", *(("curvature_ratio",) if weighs else ()), *((draw,) if curvature == "sampled" else ())),
