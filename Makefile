@@ -7,8 +7,8 @@ BIN := .venv/bin
 STAMP := .venv/.secateur-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench-cifar bench-scores bench-score-cost bench-certificate bench-zoo bench-zoo-after bench-recurrent bench-llama fuzz crash clean
-.PHONY: help install demo test check format bench-cifar bench-scores bench-scan bench-score-cost bench-certificate bench-zoo bench-zoo-after bench-recurrent fuzz crash clean
+.PHONY: help install demo test check format bench-cifar bench-scores bench-scan bench-score-cost bench-certificate bench-executors bench-zoo \
+        bench-zoo-after bench-recurrent bench-llama fuzz crash clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 20

@@ -224,6 +224,30 @@ def test_a_receipt_that_calls_something_else_than_torch_is_refused(
         load(tmp_path, model=copy.deepcopy(model))
 
 
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        ('"out"', 'out") if exec("raise SystemExit") else getattr(self, "out'),
+        ('"scaled_dot_product_attention"', None),
+        ('"attn_mask"', "attn_mask=exec('raise SystemExit'), scale"),
+    ],
+    ids=["path", "function", "keyword"],
+)
+def test_a_receipt_cannot_smuggle_code_into_a_forward(
+    pruned: tuple[nn.Module, nn.Module, Receipt], tmp_path: Path, written: str, instead: str | None
+) -> None:
+    model, small, receipt = pruned
+    save(small, tmp_path, receipt=receipt)
+    content = json.loads((tmp_path / "receipt.json").read_text())
+    text = json.dumps({k: v for k, v in content.items() if k != "sha256"})
+    if instead is None:
+        written, instead = '"torch.nn.functional.scaled_dot_product_attention"', "torch.from_file"
+    assert written in text
+    _store.write_json(tmp_path / "receipt.json", json.loads(text.replace(written, json.dumps(instead))))
+    with pytest.raises(FileCorrupt):
+        load(tmp_path, model=copy.deepcopy(model))(IMAGE)
+
+
 def test_rewritten_modules_are_copied_pickled_and_exported(pruned: tuple[nn.Module, nn.Module, Receipt]) -> None:
     _, small, _ = pruned
     expected = small(IMAGE)

@@ -11,6 +11,7 @@ import copy
 import functools
 import inspect
 import operator
+import re
 from collections.abc import Callable, Iterable, Mapping
 from inspect import isroutine
 from types import MappingProxyType
@@ -38,6 +39,7 @@ from secateur.schema.program import (
 
 # made from no tensor, so that torch does not count them among the functions that tensors may override
 _FACTORIES = "zeros ones full empty arange linspace eye tensor as_tensor rand randn tril_indices triu_indices".split()
+_OPERATORS = {f.__name__: f for f in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod)}
 PROPERTIES = ("T", "mT", "H", "mH", "real", "imag", "data")
 
 
@@ -168,13 +170,15 @@ class _Writer:
         if step.function == "hold":
             (number,) = step.outputs
             assert number is not None
-            self.made[number] = self.graph.get_attr(step.args[0])
+            self.made[number] = self.graph.get_attr(_plain(step.args[0]))
             return
         args = tuple(self._argument(a) for a in step.args)
-        kwargs = {k: self._argument(v) for k, v in step.kwargs.items()}
+        kwargs = {_plain(k): self._argument(v) for k, v in step.kwargs.items()}
         if step.function == "child":
-            made = self.graph.call_module(args[0], args[1:], kwargs)
+            made = self.graph.call_module(_plain(args[0]), args[1:], kwargs)
         elif step.function == "property":
+            if args[1] not in PROPERTIES:
+                raise FileCorrupt("a program reads something that is no property of tensors", got=args[1])
             made = self.graph.call_function(getattr, args)
         else:
             function = functions().get(step.function)
@@ -206,12 +210,14 @@ class _Writer:
                 operator.getitem, (self.graph.get_attr("baked"), self.first + item.position)
             )
         if isinstance(item, Held):
-            held = self.graph.get_attr(item.path)
+            held = self.graph.get_attr(_plain(item.path))
             return held if item.position is None else self.graph.call_function(operator.getitem, (held, item.position))
         if isinstance(item, Length):
             return self.graph.call_method("size", (self.made[item.slot], item.axis))
         if isinstance(item, Arithmetic):
-            function = vars(operator)[item.operator]
+            function = _OPERATORS.get(item.operator)
+            if function is None:
+                raise FileCorrupt("a program computes with an operator that integers do not have", got=item.operator)
             return self.graph.call_function(function, (self._argument(item.left), self._argument(item.right)))
         if isinstance(item, Slice):
             return slice(*(self._argument(i) for i in (item.start, item.stop, item.step)))
@@ -234,6 +240,17 @@ class _Writer:
         if not isinstance(value, torch.dtype | torch.device | torch.layout | torch.memory_format):
             raise FileCorrupt("a program names a constant that torch does not have", got=item.name)
         return value
+
+
+def _plain(name: Any) -> str:
+    """A name as it may stand in a generated forward: what comes from a file must not become code there.
+
+    Raises:
+        FileCorrupt: anything but names joined by dots, none of Python's own (`__class__`).
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"(?!__)\w+(\.(?!__)\w+)*", name, re.ASCII):
+        raise FileCorrupt("a program names something that cannot be a name", got=name)
+    return name
 
 
 def _same(value: Any, recorded: Any, name: str) -> None:
