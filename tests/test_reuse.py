@@ -197,6 +197,16 @@ class Counts(Four):
         return h * self.scale * self.seen
 
 
+class CountsLate(Four):
+    """Reads before what it writes at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.b(F.relu(self.a(x) * (1 + self.seen))))
+        out = self.d(F.relu(self.c(h)))
+        self.seen += 1
+        return out
+
+
 class Widths(Four):
     def middle(self, h: Tensor) -> Tensor:
         return h / h.shape[1] ** 0.5 + h.new_ones(h.shape).cumsum(1)
@@ -233,7 +243,8 @@ class Resizes(Four):
 
 
 @pytest.mark.parametrize(
-    "kind", [InPlace, Branches, Lists, Catches, Arrays, Draws, Counts, Widths, Gradients, Inference, Half, Resizes]
+    "kind",
+    [InPlace, Branches, Lists, Catches, Arrays, Draws, Counts, CountsLate, Widths, Gradients, Inference, Half, Resizes],
 )
 def test_a_strange_forward_is_followed(kind: type[Four]) -> None:
     torch.manual_seed(0)
@@ -316,7 +327,9 @@ class Remembers(Four):
         return h * self.last
 
 
-@pytest.mark.parametrize(("kind", "made_once"), [(Four, True), (Remembers, False), (Counts, False)])
+@pytest.mark.parametrize(
+    ("kind", "made_once"), [(Four, True), (Remembers, False), (Counts, False), (CountsLate, False)]
+)
 def test_cut_models_wait_for_their_next_chunk_unless_their_forward_changes_them(
     kind: type[Four], made_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,7 +62,10 @@ def bytes_of(memory: int | str) -> int:
 
 
 class Seen(NamedTuple):
-    """A tensor as an operation meets it: a place in a cell, or in memory that comes from outside."""
+    """A tensor as an operation meets it: a place in a cell, or in memory that comes from outside.
+
+    `version`: how often that memory had been written; it is worth nothing any more once that is not so.
+    """
 
     memory: int | Tensor
     shape: tuple[int, ...]
@@ -70,6 +73,7 @@ class Seen(NamedTuple):
     offset: int
     dtype: torch.dtype
     device: torch.device
+    version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -236,6 +240,7 @@ class _Cells:
             int(tensor.storage_offset()),
             tensor.dtype,
             tensor.device,
+            0 if cell is not None or tensor.is_inference() else tensor._version,
         )
 
     def described(self, item: Any) -> Any:
@@ -372,7 +377,9 @@ class _Recorder:
 
     def _enter(self, fresh: Sequence[Tensor], p: int) -> None:
         for tensor in fresh:
-            if self.book.of(tensor) is None:
+            if self.book.of(tensor) is not None:
+                self.limit = min(self.limit, p)  # two results in one memory
+            else:
                 if self.keeper is not None:
                     self.keeper.enter(len(self.cells), tensor)
                 self.book.enter(tensor, len(self.cells))
@@ -500,10 +507,11 @@ class _Follower:
     def _same(self, recorded: Seen, got: Tensor) -> bool:
         """The same place of the same cell, or equal values from outside."""
         seen = self.book.seen(got)
-        if recorded[1:] != seen[1:]:
+        if recorded[1:-1] != seen[1:-1]:
             return False
         if isinstance(recorded.memory, Tensor) and isinstance(seen.memory, Tensor):
-            return recorded.memory is got or bool(torch.equal(recorded.memory, got))
+            written = not recorded.memory.is_inference() and recorded.memory._version != recorded.version
+            return not written and (recorded.memory is got or bool(torch.equal(recorded.memory, got)))
         return type(recorded.memory) is type(seen.memory) and bool(recorded.memory == seen.memory)
 
     def _results(self, recorded: Any, given: Sequence[Tensor]) -> Any:

@@ -352,7 +352,7 @@ def _on_chunk(
 def _state(model: nn.Module) -> tuple[object, ...]:
     """Which objects the modules hold, and how often each tensor was written."""
     held = (tuple((name, id(value)) for name, value in vars(module).items()) for module in model.modules())
-    written = (t._version for _, _, t in _surgery.tensors(model))
+    written = (0 if t.is_inference() else t._version for _, _, t in _surgery.tensors(model))
     return (*held, *written)
 
 
