@@ -593,3 +593,7 @@ def test_random_networks_of_both_kinds_are_cut_exactly(
     start: int, images: Sentence, sequences: Sentence, seed: int
 ) -> None:
     check(start, images, sequences, "tokens", seed)
+
+
+def test_an_lstm_projected_to_a_single_feature_is_cut_exactly() -> None:
+    check(2, (), (("states", 2, True, False, 1, False),), "tokens", 0)

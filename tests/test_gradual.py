@@ -68,6 +68,7 @@ def make_run(folder: Path | None = None, **changes) -> Run:
         "seed": 0,
         "confidence": 0.95,
         "clip": None,
+        "precision": None,
         "couple": {},
         "plan": {},
         "folder": folder,

@@ -354,3 +354,33 @@ def test_a_recording_does_not_depend_on_when_garbage_is_collected() -> None:
         gc.set_threshold(*before)
     assert all(runs == recorded[0] for runs in recorded)
     assert gc.isenabled()
+
+
+class Ranges(nn.Module):
+    """Replaces a buffer in every forward, as observers of quantisation do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("highest", torch.zeros(1))
+        self.register_buffer("lowest", torch.zeros(1))
+        self.register_buffer("seen", torch.zeros(1))
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        for layer in self.layers:
+            x = layer(x).relu()
+            self.highest = torch.maximum(self.highest, x.detach().max())
+            self.lowest = torch.minimum(self.lowest, x.detach().min())
+            x = x * (self.highest - self.lowest)
+        return x
+
+
+def test_a_buffer_that_the_forward_replaces_does_not_hand_on_its_name() -> None:
+    graph = trace(Ranges(), torch.randn(2, 6))
+    shapes = {p.name: p.shape for p in graph.parameters}
+    for run in graph.runs:
+        for value in run.values:
+            assert value.name is None or value.shape == shapes[value.name], value
+        named = [v.name for v in run.values if v.name not in (None, "seen")]  # that one is written
+        assert len(named) == len(set(named)) == len(shapes) - 1

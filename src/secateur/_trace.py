@@ -255,6 +255,7 @@ def _recorded(
     canonical = {name: first for name, first, _ in tensors(model)}
     lent = _memories(model) if borrowed else frozenset()
     recorder = _Recorder(session, names, canonical, dict(attributes), lent=lent)
+    recorder.named.extend(tensor for _, _, tensor in tensors(double))
     for path, module in double.named_modules():
         recorder.follow(path, module)
     inputs = map_tensors(copy.deepcopy(inputs), lambda t: t)
@@ -337,6 +338,7 @@ class _Recorder(Plain):
     ) -> None:
         super().__init__(session)
         self.names, self.canonical = dict(names), canonical
+        self.named: list[Tensor] = []  # kept alive: another tensor in the place of one would take over its name
         self.lent, self.refused = lent, False
         self.values: list[Value] = []
         self.nodes: list[Node] = []
@@ -363,6 +365,7 @@ class _Recorder(Plain):
     def name(self, tensor: Tensor, name: str) -> None:
         """This tensor stands for the parameter of that name."""
         self.names[id(tensor)] = name
+        self.named.append(tensor)
 
     def register(self, tensor: Tensor) -> int:
         """A new value for this tensor."""

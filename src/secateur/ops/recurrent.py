@@ -88,7 +88,7 @@ def _layer(
     if projected:
         w_hr = weights[-1]
         read = k.contract(Label((1, hidden.numel()), (hidden.reshape(1, -1),)), w_hr, [1], multiplier=steps)
-        output = next(s for s in read.slots if support(s) == {0}).reshape(-1)
+        output = _rows(read)
     rows.append(k.contract(Label((1, output.numel()), (output.reshape(1, -1),)), w_hh, [1], multiplier=steps))
     for row in rows:
         _tie_gates(k, row, hidden, gates)
@@ -100,8 +100,14 @@ def _layer(
 
 
 def _gate_rows(k: Kernel, w: Label, gates: int) -> Tensor:
-    rows = next(s for s in w.slots if support(s) == {0}).reshape(gates, -1)
-    return rows[0]
+    return _rows(w).reshape(gates, -1)[0]
+
+
+def _rows(label: Label) -> Tensor:
+    """The atoms along the first axis; one of length 1 has none, since nothing of it can go."""
+    if label.shape[0] == 1:
+        return torch.zeros(1, dtype=torch.int32)
+    return next(s for s in label.slots if support(s) == {0}).reshape(-1)
 
 
 def _tie_gates(k: Kernel, rows: Label, hidden: Tensor, gates: int) -> None:
