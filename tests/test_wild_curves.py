@@ -87,6 +87,19 @@ def test_what_is_read_is_what_was_measured_beside_a_fit_that_ascends(curves: Cur
         assert fits[0] >= 0
 
 
+def test_errors_as_small_as_floats_go_are_read() -> None:
+    tiny = Point(
+        group=0, removed=0.1, n_removed=1, fold=0, n=3, weight=3.0, loss=1.6e-159, loss_sq=9.2e-319,
+        drop=None, drop_sq=None, base_loss=0.3, base_correct=None, recovered=False, weight_sq=3.0, also=(),
+    )  # fmt: skip
+    large = dataclasses.replace(tiny, removed=0.2, n_removed=2, loss=3.0, loss_sq=5.0)
+    curves = Curves(
+        points=(tiny, large), names=("0",), n_units=(10,), n_folds=1, criterion="obd", structure="", weights="", data=""
+    )
+    (readings,) = _curves.read(curves)
+    assert [r.fit for r in readings] == pytest.approx([0.0, 1.0])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     WILD,

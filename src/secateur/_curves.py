@@ -78,7 +78,9 @@ def _read_group(points: list[list[Point]], n_units: int) -> tuple[Reading, ...]:
     loss, error = (np.array([m[i] for m in means], np.float64) for i in (0, 1))
     # A point without spread (one example, or no change at all) is not infinitely certain.
     positive = error[error > 0]
-    weights = 1.0 / np.square(np.maximum(error, positive.min() if len(positive) else 1.0))
+    least = positive.min() if len(positive) else 1.0
+    # 1 / error², as a share of the largest: 1 / error² itself can be more than a float holds
+    weights = np.maximum(np.square(least / np.maximum(error, least)), np.finfo(np.float64).tiny)
     fits = [isotonic(loss + z * error, weights) for z in (0.0, -CONFIDENCE, CONFIDENCE)]
     return tuple(
         Reading(
