@@ -306,13 +306,13 @@ def test_the_fast_way_gives_the_numbers_of_the_slow_one(name: str) -> None:
     assert max(map(abs, fast[0].values[0])) > 0
 
 
-def rewritten(model: nn.Module, *inputs: Tensor, **options: object) -> tuple[object, object]:
+def rewritten(model: nn.Module, *inputs: Tensor, **options: object) -> tuple[Any, Any]:
     """(output, output with fused operations opened up so that taps can be set)."""
 
     class Rewriting(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func in _stats._RECURRENT:
-                return _stats._unrolled(_stats._RECURRENT[func], F.linear, *args)
+                return _stats._unrolled(_stats._RECURRENT[func], F.linear, _stats._Steps, *args)
             if func is F.multi_head_attention_forward:
                 return _stats._opened(F.linear, args, kwargs)
             return func(*args, **(kwargs or {}))
@@ -338,7 +338,20 @@ def test_an_unrolled_network_computes_what_the_fused_one_does(
     kind: type[nn.RNNBase], options: dict[str, Any], bidirectional: bool, batch_first: bool
 ) -> None:
     model = kind(4, 5, 2, batch_first=batch_first, bidirectional=bidirectional, **options)
-    torch.testing.assert_close(*rewritten(model, torch.randn(3, 6, 4)))
+    plain, found = rewritten(model, torch.randn(3, 6, 4))
+    torch.testing.assert_close(plain, found)
+    # The gradients of weights come from one product over all steps; those after the second output have none here.
+    totals = [out[0].narrow(int(batch_first), 0, 2).square().sum() for out in (plain, found)]
+    torch.testing.assert_close(*(torch.autograd.grad(t, tuple(model.parameters())) for t in totals))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_recurrent_networks_need_no_example_by_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_stats, "_one_by_one", lambda *args: pytest.fail("a group was not tapped"))
+    make, inputs = ARCHITECTURES[name]
+    model = make()
+    groups = couple(trace(model, inputs(2)))
+    score(model, groups, [labelled(inputs(5))], tasks.classification(), criterion=criteria.obd())
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")

@@ -1057,14 +1057,15 @@ def _refuse_sums(model: nn.Module, batch: Batch, task: Task) -> None:
 @contextmanager
 def _requiring(model: nn.Module, names: set[str]) -> Iterator[None]:
     """Gradients for exactly these parameters while the graph is built (frozen ones too); flags are restored."""
-    flags = [(p, p.requires_grad) for p in model.parameters()]
+    named = list(model.named_parameters())
+    flags = [p.requires_grad for _, p in named]
     try:
-        for name, p in model.named_parameters():
+        for name, p in named:
             if p.is_floating_point() or p.is_complex():
                 p.requires_grad_(name in names)
         yield
     finally:
-        for p, flag in flags:
+        for (_, p), flag in zip(named, flags, strict=True):
             p.requires_grad_(flag)
 
 
@@ -1123,7 +1124,68 @@ class _Tap(torch.autograd.Function):
         return grads[0], torch.zeros((), device=grads[0].device), None
 
 
-_tap: Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], None]], Tensor] = _Tap.apply
+_Sink = Callable[[Tensor, Tensor], None]
+_tap: Callable[[Tensor, Tensor, _Sink], Tensor] = _Tap.apply
+
+
+class _Steps:
+    """The products W h of a recurrent network, step by step; the gradient of W and the taps are made once for all.
+
+    Every step has its own h. Its gradient waits until all steps are back: one product over time in place of T.
+    """
+
+    def __init__(
+        self, weight: Tensor, root: Tensor | None = None, watch: Callable[[Tensor], _Sink] | None = None
+    ) -> None:
+        self.weight, self.root, self.watch = weight, root, watch
+        self.read: dict[int, Tensor] = {}
+        self.grads: dict[int, Tensor] = {}
+        self.all = torch.empty(0)
+        self.sink: _Sink | None = None
+
+    def open(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """What is added to the product of each step, [T, N, K]."""
+        opened: Tensor = _Late.apply(rows, self.weight, self.root, self)  # type: ignore[no-untyped-call]
+        return opened.unbind(0)
+
+    def step(self, t: int, row: Tensor, h: Tensor) -> Tensor:
+        """row + W h: [N, K]."""
+        self.read[t] = h.detach()
+        if self.root is not None:
+            # A tensor of its own, since the network may use h elsewhere too; the first state may need no gradient.
+            h = h.view_as(h) if h.requires_grad else h + self.root
+            h.register_hook(lambda grad: self.grads.__setitem__(t, grad))
+        return torch.addmm(row, h, self.weight.detach().t())
+
+    def close(self) -> None:
+        """All steps are done."""
+        self.all = torch.stack([self.read[t] for t in range(len(self.read))])
+        self.read.clear()
+        self.sink = self.watch(self.all) if self.watch is not None else None
+
+    def report(self) -> None:
+        """Show (h, dloss/dh as W reads it) of all steps, [T, N, H], to the sink."""
+        if self.sink is not None:
+            none = torch.zeros_like(self.all[0])
+            self.sink(self.all, torch.stack([self.grads.get(t, none) for t in range(len(self.all))]))
+        self.grads.clear()
+
+
+class _Late(torch.autograd.Function):
+    """Identity on what is added to all products of `_Steps`: its backward comes after those of all steps."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, root: Tensor | None, steps: _Steps) -> Tensor:
+        ctx.steps = steps
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,), steps = grads, ctx.steps
+        steps.report()
+        weight = grad.flatten(0, 1).t() @ steps.all.flatten(0, 1).to(grad) if ctx.needs_input_grad[1] else None
+        root = torch.zeros((), device=grad.device) if ctx.needs_input_grad[2] else None
+        return grad, None if weight is None else weight.to(steps.weight), root, None
 
 
 class _Taps(TorchFunctionMode):
@@ -1160,7 +1222,7 @@ class _Taps(TorchFunctionMode):
                 return func(*tapped, **kwargs)
         # Not for packed sequences (whose fourth argument is no flag), nor with dropout between layers.
         if func in _RECURRENT and not kwargs and isinstance(args[3], bool) and not (args[5] and args[6]):
-            return _unrolled(_RECURRENT[func], self._linear, *args)
+            return _unrolled(_RECURRENT[func], self._linear, self._steps, *args)
         if func is F.multi_head_attention_forward:
             return _opened(self._linear, args, kwargs)
         result = func(*args, **kwargs)
@@ -1181,10 +1243,22 @@ class _Taps(TorchFunctionMode):
         return (*args[:at], self._tapped(x, weight, channel % x.ndim), *args[at + 1 :])
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        watched = id(weight) in self.names and self.axes[self.names[id(weight)]] == 1
-        return F.linear(self._tapped(x, weight, x.ndim - 1) if watched else x, weight, bias)
+        return F.linear(self._tapped(x, weight, x.ndim - 1) if self._contracts(weight) else x, weight, bias)
+
+    def _steps(self, weight: Tensor) -> _Steps:
+        return (
+            _Steps(weight, self.root, lambda h: self._watched(h, weight, 2))
+            if self._contracts(weight)
+            else _Steps(weight)
+        )
+
+    def _contracts(self, weight: Tensor) -> bool:
+        return id(weight) in self.names and self.axes[self.names[id(weight)]] == 1
 
     def _tapped(self, x: Tensor, weight: Tensor, channel: int) -> Tensor:
+        return _tap(x, self.root, self._watched(x, weight, channel))
+
+    def _watched(self, x: Tensor, weight: Tensor, channel: int) -> _Sink:
         name = self.names[id(weight)]
         call = _Call((id(weight), self.counts.get(name, 0)), name, channel, x.shape)
         self.counts[name] = call.key[1] + 1
@@ -1196,14 +1270,14 @@ class _Taps(TorchFunctionMode):
             if self.sink is not None:
                 self.sink(call, x, grad)
 
-        return _tap(x, self.root, sink)
+        return sink
 
     def _record(self, name: str, x: Tensor, channel: int) -> None:
         rest = [a for a in range(x.ndim) if a != channel]
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        count = torch.full((x.shape[channel],), float(x.numel() // x.shape[channel]), dtype=torch.float64)
-        sums = [v.sum(rest).cpu().double() if rest else v.cpu().double() for v in (x, x * x, x.abs(), (x == 0).to(x))]
-        _accumulate(self.inputs, name, torch.stack([count, *sums], dim=1))
+        count = float(x.numel() // x.shape[channel])
+        sums = torch.stack([v.sum(rest) if rest else v for v in (x, x * x, x.abs(), (x == 0).to(x))], dim=1)
+        _accumulate(self.inputs, name, F.pad(sums.cpu().double(), (1, 0), value=count))
         if self.ranked and x.ndim == 4 and channel == 1:  # maps [N, C, H, W]
             ranks = torch.linalg.matrix_rank(x).double().sum(0).cpu()
             _accumulate(self.ranks, name, torch.stack([torch.full_like(ranks, len(x)), ranks], dim=1))
@@ -1256,6 +1330,7 @@ _Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 def _unrolled(
     kind: str,
     linear: _Linear,
+    steps_of: Callable[[Tensor], _Steps],
     x: Tensor,
     state: Any,
     params: Sequence[Tensor],
@@ -1266,9 +1341,9 @@ def _unrolled(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
-    """A recurrent network step by step, every product through `linear`: the fused call hides what reads a unit.
+    """A recurrent network step by step, every product through `linear` or `_Steps`: the fused call hides what reads.
 
-    The arguments are those of `torch.lstm` and its siblings; so are the results, (output, h_n) or (output, h_n, c_n).
+    The other arguments are those of `torch.lstm` and its siblings; so are the results: output, h_n, c_n of an LSTM.
     """
     h0, c0 = state if kind == "lstm" else (state, None)
     directions = 2 if bidirectional else 1
@@ -1284,13 +1359,17 @@ def _unrolled(
             b_ih, b_hh = (weights[2], weights[3]) if has_biases else (None, None)
             w_hr = weights[-1] if each % 2 else None  # a projection is the odd one
             h, c = h0[k], None if c0 is None else c0[k]
-            ahead = linear(x, w_ih, b_ih)
-            steps = range(len(x) - 1, -1, -1) if direction else range(len(x))
+            ahead, steps = linear(x, w_ih, b_ih), steps_of(w_hh)
+            own = ahead.new_zeros(()) if b_hh is None else b_hh
+            # Only the GRU needs both products apart.
+            rows = steps.open(own.expand_as(ahead) if kind == "gru" else ahead + own)
+            inputs = ahead.unbind(0)
             seen: dict[int, Tensor] = {}
-            for t in steps:
-                h, c = _cell(kind, ahead[t], linear(h, w_hh, b_hh), h, c)
+            for t in range(len(x) - 1, -1, -1) if direction else range(len(x)):
+                h, c = _cell(kind, inputs[t], steps.step(t, rows[t], h), h, c)
                 h = h if w_hr is None else linear(h, w_hr, None)
                 seen[t] = h
+            steps.close()
             outputs.append(torch.stack([seen[t] for t in range(len(x))]))
             last_h.append(h)
             last_c.extend([] if c is None else [c])
@@ -1300,17 +1379,17 @@ def _unrolled(
 
 
 def _cell(kind: str, a: Tensor, b: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """One step of nn.LSTM, nn.GRU or nn.RNN from its two products a = W_ih x + b_ih and b = W_hh h + b_hh."""
+    """One step of nn.LSTM or nn.RNN from b = W_ih x + b_ih + W_hh h + b_hh; of nn.GRU from both halves, a and b."""
     if kind == "lstm":
         assert c is not None
-        i, f, g, o = (a + b).chunk(4, dim=-1)
+        i, f, g, o = b.chunk(4, dim=-1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
     if kind == "gru":
         (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, dim=-1), b.chunk(3, dim=-1)
         z = (a_z + b_z).sigmoid()
         return (1 - z) * (a_n + (a_r + b_r).sigmoid() * b_n).tanh() + z * h, None
-    return ((a + b).tanh() if kind == "tanh" else (a + b).relu()), None
+    return (b.tanh() if kind == "tanh" else b.relu()), None
 
 
 def _opened(linear: _Linear, args: Any, kwargs: Any) -> Any:

@@ -95,6 +95,15 @@ def _axis_sum(tensor: Tensor, member: Member, n_units: int) -> Tensor:
     return torch.zeros(n_units, dtype=tensor.dtype, device=tensor.device).index_add(0, owner[inside], line[inside])
 
 
+def _even(members: Sequence[Member], n_units: int) -> Tensor | None:
+    """The indices along the axis of the first member, unit by unit, if every unit has the same number of them."""
+    owner = torch.tensor(members[0].units)
+    sizes = torch.bincount(owner[owner >= 0], minlength=n_units)
+    if not n_units or not sizes.min() or (sizes != sizes[0]).any():
+        return None
+    return torch.argsort(owner, stable=True)[int((owner < 0).sum()) :]
+
+
 def matrix(groups: Groups, g: int, tensors: Mapping[str, Tensor], roles: Collection[str] | None = None) -> Tensor:
     """All elements of each unit of group g as rows.
 
@@ -105,6 +114,12 @@ def matrix(groups: Groups, g: int, tensors: Mapping[str, Tensor], roles: Collect
     columns = []
     for name, members in _select(group, tensors, roles).items():
         tensor = tensors[name]
+        even = _even(members, group.n_units) if len(members) == 1 else None
+        if even is not None:
+            axis = members[0].axis
+            rows = tensor.index_select(axis, even.to(tensor.device)).unflatten(axis, (group.n_units, -1))
+            columns.append(rows.movedim(axis, 0).flatten(1))
+            continue
         unit, element = _pairs(members, tensor.shape, tensor.device)
         order = torch.argsort(unit, stable=True)
         unit, element = unit[order], element[order]
