@@ -5,6 +5,8 @@ Index conventions: n sequence, t position, v entry of the vocabulary.
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +78,9 @@ def train(model: nn.Module, ids: Tensor, *, epochs: int, lr: float, batch_size: 
 
 def llama(folder: Path, length: int = 128) -> tuple[nn.Module, Tensor]:
     """(the Llama of 260,000 parameters in eval mode, stories [n, length] by its own tokenizer)."""
+    # transformers imports torchvision, whose compiled library does not load beside a torch of another build
+    sys.path.append(str(Path(__file__).parent.parent / "tests"))
+    importlib.import_module("helpers.compiled_ops").declare_torchvision_ops()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = str(folder / LLAMA)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import cifar
+import language
 import recurrent
 from cifar import Images, PadShortcut, ResNet20
 
@@ -105,3 +106,24 @@ def test_every_recurrent_network_that_torch_has_is_measured() -> None:
     found = recurrent.settings((1, 2, 3))
     assert len({s.name for s in found}) == len(found) == 48
     assert {s.kind for s in found if s.projected} == {"LSTM"}
+
+
+def test_words_of_a_text_are_numbered_by_how_often_they_stand_in_the_training_text(tmp_path: Path) -> None:
+    (tmp_path / "wikitext-2").mkdir()
+    texts = {"train": " b a b \n b a c ", "valid": " a b c d ", "test": " <unk> b b a a "}
+    for split, text in texts.items():
+        (tmp_path / language.WIKITEXT.format(split=split)).write_text(text)
+    found = language.wikitext(tmp_path, n_words=4, length=2)
+    # b three times, a twice, then the end of a line, which stands once like c but before it
+    assert found["train"].tolist() == [[1, 2], [1, 3], [1, 2]]
+    assert found["valid"].tolist() == [[2, 1], [0, 0]]
+    assert found["test"].tolist() == [[0, 1], [1, 2]]
+
+
+def test_an_lstm_learns_the_next_word_with_one_matrix_for_words_in_and_out() -> None:
+    torch.manual_seed(0)
+    model = language.TiedLSTM(5, width=16)
+    assert model.out.weight is model.embed.weight
+    ids = torch.arange(60).remainder(5).view(6, 10)
+    language.train(model, ids, epochs=60, lr=0.02)
+    assert torch.equal(model(ids)[:, 1:-1].argmax(-1), ids[:, 2:])
