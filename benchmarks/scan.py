@@ -439,7 +439,7 @@ def main() -> None:
             case = resnet20(folder, args.unseen, quick=args.quick)
         else:
             case = digits(name, quick=args.quick)
-        n_splits, n_tenths = (10, 2) if args.quick else (100, 10)
+        n_splits, n_tenths = (10, 2) if args.quick else (100, 5)
         results.append(
             measure(
                 case,
