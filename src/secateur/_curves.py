@@ -290,12 +290,17 @@ def _predicted(reading: Reading, scores: Scores | None) -> float | None:
 
 def rank_correlation(lines: Sequence[Sequence[Measured]]) -> float | None:
     """Spearman's correlation of predicted and measured loss over all points; None for fewer than three."""
+    pairs = [(p.predicted, p.reading.loss) for line in lines for p in line if p.predicted is not None]
+    return spearman([x for x, _ in pairs], [y for _, y in pairs])
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, ties share their mean rank; None for fewer than three, or where all are equal."""
     from scipy.stats import rankdata
 
-    pairs = [(p.predicted, p.reading.loss) for line in lines for p in line if p.predicted is not None]
-    if len(pairs) < 3:
+    if len(x) < 3:
         return None
-    a, b = rankdata([x for x, _ in pairs]), rankdata([y for _, y in pairs])
+    a, b = rankdata(x), rankdata(y)
     a, b = a - a.mean(), b - b.mean()
     scale = math.sqrt(float((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / scale if scale else None

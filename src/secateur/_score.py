@@ -6,7 +6,6 @@ And `compare`: what the scores said beside what was measured when units were rea
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from secateur._curves import spearman
 from secateur._evaluate import Progress, check_data, combine_hashes, evaluate, example_hashes
 from secateur._stats import FREE, Statistics, can_give, check_weights, collect, merge_stores, of_group
 from secateur._surgery import apply, fingerprint_structure, receipt_for
@@ -345,7 +345,7 @@ def _agreement(
         unit=scores.unit,
         group=group,
         n=len(rows),
-        spearman=_correlation(_ranks(x), _ranks(y)),
+        spearman=spearman(x, y),
         slope=_slope(x, y) if scores.unit == "nats" else None,
         cost=_cost_of_lowest(x, y),
     )
@@ -357,27 +357,6 @@ def _cost_of_lowest(order_by: Sequence[float], values: Sequence[float]) -> float
     return sum(values[i] for i in lowest) / len(lowest)
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 0, ties share their mean rank."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    ranks = [0.0] * len(values)
-    for _, run in itertools.groupby(enumerate(order), key=lambda pair: values[pair[1]]):
-        tied = list(run)
-        for _, i in tied:
-            ranks[i] = sum(k for k, _ in tied) / len(tied)
-    return ranks
-
-
-def _correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Pearson's correlation; None where it is not defined."""
-    n = len(x)
-    mx, my = sum(x) / n, sum(y) / n
-    xx, yy = sum((a - mx) ** 2 for a in x), sum((b - my) ** 2 for b in y)
-    if n < 3 or xx <= 0 or yy <= 0:
-        return None
-    return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / math.sqrt(xx * yy)
-
-
 def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
     n = len(x)
     mx, my = sum(x) / n, sum(y) / n
@@ -386,7 +365,7 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def _ceiling(halves: Sequence[Sequence[float]]) -> float | None:
-    r = _correlation(_ranks([a for a, _ in halves]), _ranks([b for _, b in halves]))
+    r = spearman([a for a, _ in halves], [b for _, b in halves])
     # Spearman-Brown: the reliability of both halves together; its root bounds the correlation with the truth.
     return None if r is None or r <= 0 else math.sqrt(2 * r / (1 + r))
 
