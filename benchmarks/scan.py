@@ -34,8 +34,8 @@ from torch.nn import functional as F
 
 import secateur as sc
 from cifar import Images, data_folder, read, trained
+from digits import demo_network
 from secateur import _curves, _scan
-from secateur.cli import demo, demo_data
 from secateur.schema.curves import Curves, Point
 from secateur.schema.precision import Precision
 from secateur.schema.task import Batches
@@ -121,14 +121,11 @@ def resnet20(folder: Path, n_unseen: int, *, quick: bool) -> Case:
 
 def digits(arch: str, *, quick: bool) -> Case:
     """A network of the demo, trained as the demo does."""
-    torch.manual_seed(0)
-    recipe, data = demo.RECIPES[arch], demo_data.splits()
-    model = recipe.make()
-    demo.train(model, data, epochs=2 if quick else recipe.epochs, lr=recipe.lr)
+    model, data = demo_network(arch, quick=quick)
     assert data.held_out is not None
     batch: Any = next(iter(data.search))
     search, fresh = list(data.search), list(data.held_out)
-    return Case(name=arch, model=model.eval(), example=batch[0][:2], search=search, fresh=fresh, unseen=fresh)
+    return Case(name=arch, model=model, example=batch[0][:2], search=search, fresh=fresh, unseen=fresh)
 
 
 # The loop, beside the scan

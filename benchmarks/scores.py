@@ -29,9 +29,10 @@ from torch import nn
 
 import secateur as sc
 from cifar import Images, data_folder, read, trained
+from digits import demo_network
 from language import LLAMA, STORIES, WIKITEXT, TiedLSTM, llama, missing, train, wikitext
 from secateur._score import compare
-from secateur.cli import demo, demo_data
+from secateur.cli import demo
 from secateur.criteria import CRITERIA
 from secateur.schema.comparison import Comparison
 from secateur.schema.members import Criterion
@@ -67,15 +68,12 @@ class Case:
 
 def digits(arch: str, *, quick: bool) -> Case:
     """A network of the demo, trained as the demo does; scores from its search images, measured on the held-out ones."""
-    torch.manual_seed(0)
-    recipe, data = demo.RECIPES[arch], demo_data.splits()
-    model = recipe.make()
-    demo.train(model, data, epochs=2 if quick else recipe.epochs, lr=recipe.lr)
+    model, data = demo_network(arch, quick=quick)
     assert data.held_out is not None
     batch: Any = next(iter(data.search))
     return Case(
         name=arch,
-        model=model.eval(),
+        model=model,
         example=batch[0][:2],
         task=sc.tasks.classification(),
         scoring=data.search,
