@@ -29,7 +29,7 @@ test: $(STAMP)  ## all tests, on WORKERS processes of one thread each; ARGS="-k 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## linters, types, import contract, smoke test of the built wheel
-	$(BIN)/ruff check
+	$(BIN)/ruff check --no-cache
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports

@@ -1,9 +1,9 @@
 """The session of the README: prune the network of `digits.py` to half its multiply-accumulates, with a certificate."""
 
 import torch
-from digits import held_out, model, search, train
 
 import secateur as sc
+from digits import held_out, model, search, train
 
 result = sc.prune(
     model,
