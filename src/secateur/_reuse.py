@@ -149,14 +149,6 @@ class Prefix:
     parts: Mapping[Hashable, int] = field(default_factory=dict)
     kept: Mapping[int, Mapping[int, torch.UntypedStorage]] = field(default_factory=dict)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Only the batch travels to another machine; there everything is computed, with the same results."""
-        return _bare, (self.batch,)
-
-
-def _bare(batch: Batch) -> Prefix:
-    return Prefix(batch=batch)
-
 
 class _Parted(Exception):
     """A forward has left the recorded sequence, or asks for what was not kept."""

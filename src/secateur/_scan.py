@@ -129,6 +129,60 @@ class Setup:
     shelf: Shelf
 
 
+Families = dict[Hashable, tuple[Counts, int]]  # what parts from the dense model at one position: an example, how many
+
+
+@dataclass(slots=True, eq=False)
+class Sight:
+    """What one process knows of the dense model's forward: a copy of its own to observe, and earlier observations."""
+
+    dense: nn.Module
+    plan: _reuse.Recording | None = None
+    known: dict[Any, dict[Hashable, int]] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Shared:
+    """The batches of a round, and what the dense model computes on them: once in every process that asks for it.
+
+    Attributes:
+        families: of the cut models of this round; empty where nothing is reused.  memory: bytes for each batch.
+    """
+
+    setup: Setup
+    held: Batches
+    families: Families
+    memory: int
+    sight: Sight
+    made: list[Prefix] | None = None
+
+    def prefixes(self) -> Sequence[Prefix]:
+        """[batch]; without families, none."""
+        if self.made is None:
+            self.made = [self._prefix(batch) for batch in (self.held if self.families else ())]
+        return self.made
+
+    def _prefix(self, batch: Any) -> Prefix:
+        setup, sight = self.setup, self.sight
+        families = {
+            family: (functools.partial(_cut, setup, counts), n) for family, (counts, n) in self.families.items()
+        }
+        made = _reuse.prepare(
+            sight.dense, batch, setup.task, families, memory=self.memory, known=sight.known, plan=sight.plan
+        )
+        sight.plan = made.recording or sight.plan
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What it is computed from; where it is sent to, it is computed again, with the same results."""
+        return _shared_elsewhere, (self.setup, self.held if self.families else (), self.families, self.memory)
+
+
+def _shared_elsewhere(setup: Setup, held: Batches, families: Families, memory: int) -> Shared:
+    sight = Sight(copy.deepcopy(setup.model))
+    return Shared(setup=setup, held=held, families=families, memory=memory, sight=sight)
+
+
 def scan(
     model: nn.Module,
     groups: Groups,
@@ -227,7 +281,7 @@ def scan(
     _check_cuts(setup, [target.counts for target in targeted if _needed(setup, done[target]) is None])
     run: Callable[..., Iterable[tuple[int, Any]]] = executor or _one_after_the_other
     n_done, in_full = sum(_settled_chunks(setup, done[target]) for target in targeted), 0
-    for held, jobs in _shared(setup, budget - budget // 4, _rounds(setup, targeted, done)):
+    for held, jobs in _shared(setup, budget - budget // 4, _rounds(setup, targeted, done), executor):
         for index, measured in run(functools.partial(measure, setup, held), jobs):
             target = jobs[index].target
             in_full += measured.in_full
@@ -289,15 +343,15 @@ def targets(groups: Groups, removed: Sequence[float], only: Sequence[str] = ()) 
     return found
 
 
-def measure(setup: Setup, batches: Iterable[Prefix], job: Job) -> Measured:
+def measure(setup: Setup, shared: Shared, job: Job) -> Measured:
     """The work function: cut, maybe recover, and evaluate chunk by chunk; [c][f], JSON-ready.
 
     Args:
-        batches: those of the next chunk. A target that is recovered first reads its own.
+        shared: the batches of the next chunk. A target that is recovered first reads its own.
     """
     made: list[Sums] = []
     in_full = 0
-    for chunk, pruned, n in evaluated(setup, batches, job):
+    for chunk, pruned, n in evaluated(setup, shared.prefixes(), job):
         made.append(_sums(setup, chunk, pruned))
         in_full += n
         if _needed(setup, [*job.before, *made]) is not None:
@@ -439,23 +493,25 @@ def _known(precision: Precision, sums: Sums, n_all: int) -> bool:
 
 
 def _shared(
-    setup: Setup, memory: int, rounds: Iterable[tuple[Batches, list[Job]]]
-) -> Iterator[tuple[Sequence[Prefix], list[Job]]]:
-    """The rounds, with what the dense model computes on their batches; nothing of it outlives a round."""
-    dense, plan = copy.deepcopy(setup.model), None
-    known: dict[Any, dict[Hashable, int]] = {}
+    setup: Setup, memory: int, rounds: Iterable[tuple[Batches, list[Job]]], executor: Executor | None
+) -> Iterator[tuple[Shared, list[Job]]]:
+    """The rounds, with what the dense model computes on their batches; nothing of it outlives a round.
+
+    Processes that see the memory of this one find it there. Those that do not compute it themselves, once each, since
+    it is larger by far than what it is made of.
+    """
+    remote = getattr(executor, "remote", False)
+    sight = Sight(copy.deepcopy(setup.model))
     for held, jobs in rounds:
-        families: dict[Hashable, tuple[Callable[[], nn.Module], int]] = {}
-        for job in jobs:
-            make, n = families.get(family := _family(setup, job.target.counts), (None, 0))
-            families[family] = make or functools.partial(_cut, setup, job.target.counts), n + 1
-        prefixes: list[Prefix] = []
-        for batch in () if jobs[0].target.recovered else held:
-            each = memory // _evaluate.length(held)
-            made = _reuse.prepare(dense, batch, setup.task, families, memory=each, known=known, plan=plan)
-            prefixes.append(made)
-            plan = made.recording or plan
-        yield prefixes, jobs
+        families: Families = {}
+        for job in () if jobs[0].target.recovered else jobs:
+            counts, n = families.get(family := _family(setup, job.target.counts), (job.target.counts, 0))
+            families[family] = counts, n + 1
+        each = memory // _evaluate.length(held) // (executor.n if remote else 1)  # type: ignore[union-attr]
+        shared = Shared(setup=setup, held=held, families=families, memory=each, sight=sight)
+        if not remote:
+            shared.prefixes()
+        yield shared, jobs
 
 
 def _one_after_the_other(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[tuple[int, Any]]:

@@ -43,6 +43,7 @@ class Ray:
     n: int
     retries: int = 3
     name: str = "ray"
+    remote: bool = True
 
     def __post_init__(self) -> None:
         """Refuses what cannot work."""

@@ -105,7 +105,11 @@ class Exporter(Protocol):
 
 
 class Executor(Protocol):
-    """Maps a work function over work items; results may come in any order, as (index, result)."""
+    """Maps a work function over work items; results may come in any order, as (index, result).
+
+    Where its processes do not see the memory of the caller, it says `remote = True`, and how many they are (`n`): each
+    of them then computes for itself, in its part of the memory, what the others would find ready.
+    """
 
     @property
     def name(self) -> str: ...
