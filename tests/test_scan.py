@@ -14,7 +14,9 @@ import random
 import signal
 import time
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from secateur import _curves, _evaluate, _scan, _store, _surgery
 from secateur._couple import couple
 from secateur._cut import cut
+from secateur._reuse import Prefix
 from secateur._scan import scan
 from secateur._trace import trace
 from secateur.errors import CutError, FileCorrupt, InputError, NonFinite, NothingToCut, StaleArtifact, UnknownName
@@ -557,6 +560,28 @@ def test_executors_give_the_same_curves(parts) -> None:
         assert scan(*parts, removed=(0.25, 0.5, 0.75), executor=processes(2)) == here
     finally:
         torch.set_num_threads(threads)
+
+
+class Elsewhere:
+    """Pickles the work, as for a process that sees nothing of this one; runs it here, and looks at what it holds."""
+
+    name, n, remote = "elsewhere", 2, True
+
+    def __init__(self) -> None:
+        self.prefixes: list[Prefix] = []
+
+    def __call__(self, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        cloudpickle = pytest.importorskip("ray").cloudpickle
+        assert work.args[1].made is None  # nothing is computed here for others
+        carried = cloudpickle.loads(cloudpickle.dumps(work))
+        yield from ((index, carried(item)) for index, item in enumerate(items))
+        self.prefixes += carried.args[1].made
+
+
+def test_another_process_goes_on_from_what_the_dense_model_computes_there(parts) -> None:
+    elsewhere = Elsewhere()
+    assert scan(*parts, executor=elsewhere) == scan(*parts)
+    assert any(prefix.kept for prefix in elsewhere.prefixes)
 
 
 def killed_once(folder: Path, item: int) -> int:
