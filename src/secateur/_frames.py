@@ -7,6 +7,8 @@ an object of the user's) is its problem, and named.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -106,7 +108,7 @@ class Frames:
         frame = _Frame(path, module)
         self.stack.append(frame)
         with _Noting(frame):
-            bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+            bound = _signature(type(module).forward).bind(module, *args, **kwargs)
             bound.apply_defaults()
             for name, value in list(bound.arguments.items())[1:]:
                 frame.inputs.append((name, self._given(frame, value)))
@@ -153,14 +155,10 @@ class Frames:
         frame = self.top
         if frame is None:
             return -1
+        if function.__name__ in _STATIC:
+            return -1
         with _Noting(frame):
-            name = names().get(function)
-            plain_name = function.__name__
-            if plain_name in _STATIC:
-                return -1
-            if name is None:
-                raise _Problem(f"it calls {plain_name}")
-            return self._step(frame, name, args, kwargs, out, shaping=shaping)
+            return self._step(frame, function, args, kwargs, out, shaping=shaping)
         return -1
 
     def property(self, getter: Any, tensor: Tensor, out: Any) -> None:
@@ -178,7 +176,7 @@ class Frames:
     def _step(
         self,
         frame: _Frame,
-        name: str,
+        function: str | Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         out: Any,
@@ -188,11 +186,10 @@ class Frames:
         noted_args = tuple(self._noted(frame, a, shaping=shaping) for a in args)
         noted_kwargs = {k: self._noted(frame, v, shaping=shaping) for k, v in kwargs.items()}
         multiple = isinstance(out, tuple | list)
-        outputs = tuple(
-            self._result(frame, r, name if name != "child" else args[0]) for r in (out if multiple else [out])
-        )
+        name = args[0] if function == "child" else function if isinstance(function, str) else function.__name__
+        outputs = tuple(self._result(frame, r, name) for r in (out if multiple else [out]))
         frame.steps.append(
-            Step(function=name, args=noted_args, kwargs=noted_kwargs, outputs=outputs, multiple=multiple)
+            Step(function=function, args=noted_args, kwargs=noted_kwargs, outputs=outputs, multiple=multiple)  # type: ignore[arg-type]  # named in `_named`
         )
         return len(frame.steps) - 1
 
@@ -339,8 +336,31 @@ def rewrites(recorded: Mapping[str, list[Frames]]) -> tuple[Rewrite, ...]:
                     problems.setdefault(path, "its forward does not always do the same")
     made = []
     for path in dict.fromkeys((*programs, *problems)):
-        if path in problems:
-            made.append(Rewrite(module=path, programs={}, problem=problems[path]))
-        elif any(p.baked for p in programs[path].values()):
-            made.append(Rewrite(module=path, programs=programs[path]))
+        try:
+            if path in problems:
+                raise _Problem(problems[path])
+            if any(p.baked for p in programs[path].values()):
+                named = {mode: _named(program) for mode, program in programs[path].items()}
+                made.append(Rewrite(module=path, programs=named))
+        except _Problem as problem:
+            made.append(Rewrite(module=path, programs={}, problem=str(problem)))
     return tuple(made)
+
+
+def _named(program: Program) -> Program:
+    """The program with its functions by name. Names are looked up for the few programs that are needed only."""
+    steps = []
+    for step in program.steps:
+        function: Any = step.function
+        if not isinstance(function, str):
+            name = names().get(function)
+            if name is None:
+                raise _Problem(f"it calls {function.__name__}")
+            step = dataclasses.replace(step, function=name)
+        steps.append(step)
+    return dataclasses.replace(program, steps=tuple(steps))
+
+
+@functools.cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)

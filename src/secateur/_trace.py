@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 
 from secateur._exported import Exported
@@ -398,11 +398,14 @@ class _Recorder(Plain):
         args, kwargs = quiet(op, args, kwargs)
         seen_args, seen_kwargs = self._written(args), {k: self._written(v) for k, v in kwargs.items()}
         writes = written_tensors(function, args, kwargs)
-        if writes and any(t.untyped_storage().data_ptr() in self.lent for t in writes):
+        if writes and any(_memory(t) in self.lent for t in writes):
             self.refused = True
             raise _WritesWeights
         before = [self.reference(t).value for t in writes]
+        places = [_memory(t) for t in writes]
         out = super().operation(op, function, args, kwargs)
+        if places != [_memory(t) for t in writes]:
+            self.known.moved()
         for tensor in writes:
             self.known.pop(tensor)
         outputs: list[int | None] = []
@@ -432,12 +435,12 @@ class _Recorder(Plain):
 
     def _spread_write(self, tensor: Tensor, old: int) -> None:
         """Other tensors on the written memory have changed too: each gets a new value, made by `alias_write`."""
-        memory = tensor.untyped_storage().data_ptr()
+        memory = _memory(tensor)
         if not memory:
             return
         new = self.reference(tensor).value
-        for other, stale in self.known.items():
-            if other is tensor or other.is_sparse or other.untyped_storage().data_ptr() != memory:
+        for other, stale in self.known.within(memory):
+            if other is tensor:
                 continue
             if stale in (old, new) or _place(other) == _place(tensor):
                 self.known[other] = new
@@ -503,6 +506,9 @@ class _Known:
 
     def __init__(self) -> None:
         self.found: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self.inside: dict[
+            int, list[int]
+        ] = {}  # address of a memory -> ids of tensors that were seen there, or once were
 
     def get(self, tensor: Tensor) -> int | None:
         """The value of a tensor, None where it has none yet."""
@@ -512,18 +518,44 @@ class _Known:
     def __setitem__(self, tensor: Tensor, value: int) -> None:
         if self.get(tensor) is None:
             self.found.pop(id(tensor), None)  # of a tensor that is gone
+            self.inside.setdefault(_memory(tensor), []).append(id(tensor))
         self.found[id(tensor)] = (weakref.ref(tensor), value)
 
     def pop(self, tensor: Tensor) -> None:
         """Forget a tensor."""
         self.found.pop(id(tensor), None)
 
-    def items(self) -> list[tuple[Tensor, int]]:
-        """All tensors that are alive, with their values."""
-        alive = [(tensor, value) for reference, value in self.found.values() if (tensor := reference()) is not None]
-        for tensor, _ in alive:
-            tensor._fix_weakref()  # type: ignore[attr-defined]  # of a tensor that only C++ still held
+    def within(self, memory: int) -> list[tuple[Tensor, int]]:
+        """The tensors that are alive in this memory, with their values."""
+        alive = []
+        for number in dict.fromkeys(self.inside.get(memory, ())):
+            reference, value = self.found.get(number, (None, 0))
+            if reference is not None and (tensor := _alive(reference)) is not None and _memory(tensor) == memory:
+                alive.append((tensor, value))
+        self.inside[memory] = [id(tensor) for tensor, _ in alive]
         return alive
+
+    def moved(self) -> None:
+        """An operation has given a tensor another memory: look again where each one lies."""
+        self.inside.clear()
+        for number, (reference, _) in self.found.items():
+            if (tensor := _alive(reference)) is not None:
+                self.inside.setdefault(_memory(tensor), []).append(number)
+
+
+def _alive(reference: weakref.ref[Tensor]) -> Tensor | None:
+    tensor = reference()
+    if tensor is not None:
+        tensor._fix_weakref()  # type: ignore[attr-defined]  # of a tensor that only C++ still held
+    return tensor
+
+
+def _memory(tensor: Tensor) -> int:
+    """The address of the memory in which a tensor lies, of the storage itself where there is none; 0 if empty."""
+    if tensor.is_sparse:
+        return 0
+    storage = tensor.untyped_storage()
+    return storage._cdata if isinstance(tensor, FakeTensor) else storage.data_ptr()
 
 
 @functools.cache
