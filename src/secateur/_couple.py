@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from secateur._lengths import (
     to_equation,
     to_extent,
 )
-from secateur._replay import is_pointwise
+from secateur._replay import is_pointwise, uncollected
 from secateur._rewrite import baked_attributes, offsets
 from secateur.errors import CoupleError, UnknownName
 from secateur.ops import RULES, rule_key
@@ -64,6 +64,7 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16, "int64": 8}
 
 
+@uncollected()
 def couple(
     graph: Graph,
     *,
@@ -102,10 +103,11 @@ def couple(
         even = _even_equations(kernel, graph, lengths.solved)
         answer = solve(said, links, even, dict(graph.attributes), lengths.of, full)
         stuck += answer.stuck
-        stuck += [(g, "no recorded run uses it", "") for g in _unused(kernel, lengths.solved)]
+        marks = _marked(kernel, lengths.solved)
+        stuck += [(g, "no recorded run uses it", "") for g in _unused(marks, lengths.solved)]
         stuck += _unsatisfiable([*answer.equations, *even], full)
         if not stuck:
-            return _assemble(graph, kernel, lengths, answer, graph.swaps, opened)
+            return _assemble(graph, kernel, lengths, answer, even, marks, opened)
         baking = _baking(lengths, stuck) if baked == "submodule" else {}
         fresh = list({r.module: r for r in baking.values() if not r.problem and r not in opened}.values())
         if fresh:
@@ -166,10 +168,11 @@ def _apply_rule(kernel: Kernel, run: Run, node: Node, env: list[Label | None], r
         shapes=shapes,
         dtypes=tuple(None if o is None else run.values[o].dtype for o in node.outputs),
     )
-    rule = rules.get(rule_key(node.op)) or (RULES["add"] if is_pointwise(node.op) else None)
+    key, labels = rule_key(node.op), operation.labels
+    rule = rules.get(key) or (RULES["add"] if is_pointwise(node.op) else None)
     results: Sequence[Label | None]
     if rule is None:
-        for label in operation.labels:
+        for label in labels:
             kernel.freeze_label(label, f"no rule for {node.op}")
         results = [bare(s) for s in shapes]
     else:
@@ -183,8 +186,8 @@ def _apply_rule(kernel: Kernel, run: Run, node: Node, env: list[Label | None], r
                 todo="please report it with the model",
             ) from error
         results = [given] if isinstance(given, Label) else list(given)
-    names = _names_of(operation.labels)
-    zero = keeps_zeros(rule_key(node.op), operation)
+    names = _names_of(labels)
+    zero = keeps_zeros(key, operation, labels)
     for out, made, shape in zip(node.outputs, list(results) + [None] * len(shapes), shapes, strict=False):
         if out is None:
             continue
@@ -279,6 +282,7 @@ class _Solved:
     units_of_group: list[np.ndarray]
     entities: list[tuple[str, int, int, int]]
     frozen_reason: dict[int, tuple[str, tuple[int, int]]]
+    extents: dict[bytes, Extent] = field(default_factory=dict)  # many axes lose the same
 
     def units(self, slot: Tensor) -> np.ndarray:
         """The global unit of every entry of a slot, -1 where it cannot go."""
@@ -289,6 +293,9 @@ class _Solved:
         """[length of the axis]: the unit whose removal shortens the axis there; None where nothing can."""
         if slot.shape[axis] == 1:
             return None
+        if slot.shape[axis] == slot.numel():
+            line = self.units(slot).reshape(-1)
+            return line if (line >= 0).any() else None
         units = np.moveaxis(self.units(slot), axis, 0).reshape(slot.shape[axis], -1)
         if (units == units[:, :1]).all():
             line = units[:, 0]
@@ -317,8 +324,19 @@ class _Solved:
         """A length as a function of kept counts."""
         return Extent(length) if units is None else self.extent_of_rows(units)
 
+    def groups_of(self, units: np.ndarray) -> list[int]:
+        """The groups of these units, ascending; -1 stands for none."""
+        found: list[int] = np.flatnonzero(np.bincount(self.group_of_unit[units[units >= 0]])).tolist()
+        return found
+
     def extent_of_rows(self, units: np.ndarray) -> Extent:
         """The number of surviving entries, each entry standing for its unit."""
+        key = units.tobytes()
+        if key not in self.extents:
+            self.extents[key] = self._counted(units)
+        return self.extents[key]
+
+    def _counted(self, units: np.ndarray) -> Extent:
         inside = units[units >= 0]
         counts = np.bincount(self.group_of_unit[inside], minlength=len(self.units_of_group))
         entries = np.bincount(inside, minlength=len(self.group_of_unit))
@@ -501,18 +519,17 @@ def _form_groups(solved: _Solved, signature: np.ndarray, classes: np.ndarray, al
     # virtual atoms come in the order of the forward too; the first atom of any kind orders units and groups
     first[units[inside][::-1]] = atoms[inside][::-1]
     order = np.argsort(first, kind="stable")
-    groups: dict[int, list[int]] = {}
-    for u in order.tolist():
-        groups.setdefault(int(signature[u]), []).append(u)
+    _, appears, number = np.unique(signature[order], return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(appears))[number]  # [units in order] -> group, by its first unit
     # global units are numbered group by group
+    ordered = np.argsort(rank, kind="stable")
     renumber = np.full(len(signature) + 1, -1)
-    start = 0
-    for g, us in enumerate(groups.values()):
-        renumber[us] = np.arange(start, start + len(us))
-        solved.units_of_group.append(np.arange(start, start + len(us)))
-        solved.group_of_unit[start : start + len(us)] = g
-        solved.local[start : start + len(us)] = np.arange(len(us))
-        start += len(us)
+    renumber[order[ordered]] = np.arange(len(order))
+    sizes_of = np.bincount(rank, minlength=0)
+    starts = np.cumsum(sizes_of) - sizes_of
+    solved.units_of_group = [np.arange(a, a + n) for a, n in zip(starts.tolist(), sizes_of.tolist(), strict=True)]
+    solved.group_of_unit[:] = rank[ordered]
+    solved.local[:] = np.arange(len(order)) - starts[rank[ordered]]
     solved.unit_of_class = renumber[solved.unit_of_class]
 
 
@@ -567,8 +584,8 @@ def _statements(lengths: _Lengths) -> tuple[list[Statement], list[Link], list[tu
                 units = lengths.units(r, need.value, need.axis)
                 if need.argument is None:
                     if units is not None:
-                        groups = np.unique(solved.group_of_unit[units[units >= 0]]).tolist()
-                        stuck += [(g, f"every other entry is taken in {call.function}", call.source) for g in groups]
+                        why = f"every other entry is taken in {call.function}"
+                        stuck += [(g, why, call.source) for g in solved.groups_of(units)]
                     continue
                 length = run.values[need.value].shape[need.axis]
                 said.append(
@@ -609,7 +626,7 @@ def _baking(lengths: _Lengths, stuck: Sequence[tuple[int, str, str]]) -> dict[tu
                 axes += [(c.module, c.source, s) for e in (c.left, c.right) for s in sizes(e)]
         for module, source, size in axes:
             units = lengths.units(r, size.value, size.axis)
-            for g in () if units is None else np.unique(lengths.solved.group_of_unit[units[units >= 0]]).tolist():
+            for g in () if units is None else lengths.solved.groups_of(units):
                 if (g, source) in wanted:
                     found.setdefault((g, source), programs[module])
     return found
@@ -691,10 +708,9 @@ def _needed(solved: _Solved, units: np.ndarray | None, length: int, need: Requir
     return scale(of_extent(solved.extent_of_rows(entries)), Fraction(need.sign))
 
 
-def _unused(kernel: Kernel, solved: _Solved) -> list[int]:
+def _unused(marks: _Marks, solved: _Solved) -> list[int]:
     """Groups that no operation reads or writes: entries of a table beyond the recorded length, for example."""
-    reads, _ = _marked(kernel, solved)
-    used = np.flatnonzero(reads | _written(kernel, solved))
+    used = np.flatnonzero(marks.reads | marks.writes)
     groups = solved.group_of_atom()[used]
     return sorted(set(range(len(solved.units_of_group))) - set(groups[groups >= 0].tolist()))
 
@@ -717,13 +733,13 @@ def _assemble(
     kernel: Kernel,
     lengths: _Lengths,
     settings: Solution,
-    swaps: tuple[tuple[str, str], ...],
+    even: Sequence[Equation],
+    marks: _Marks,
     opened: Sequence[Rewrite],
 ) -> Groups:
     solved = lengths.solved
-    even = _even_equations(kernel, graph, solved)
     escapes = _escapes(graph, lengths, settings)
-    groups = _groups(graph, kernel, solved, escapes)
+    groups = _groups(graph, kernel, solved, marks, escapes)
     sites = _sites(graph, kernel, lengths)
     return Groups(
         groups=groups,
@@ -732,7 +748,7 @@ def _assemble(
         costs=(*_macs(graph, kernel, solved), *_params(graph, solved)),
         settings=settings.settings,
         sites=sites,
-        swaps=swaps,
+        swaps=graph.swaps,
         notes=graph.notes,
         structure=graph.structure,
         escapes=escapes,
@@ -776,35 +792,34 @@ def _node(graph: Graph, site: tuple[int, int]) -> str:
     return f"{n.op} in {n.module}" if n.module else n.op
 
 
-def _groups(graph: Graph, kernel: Kernel, solved: _Solved, escapes: Sequence[Escape]) -> tuple[Group, ...]:
+def _groups(
+    graph: Graph, kernel: Kernel, solved: _Solved, marks: _Marks, escapes: Sequence[Escape]
+) -> tuple[Group, ...]:
     n_groups = len(solved.units_of_group)
-    local = solved.local
     members: list[list[Member]] = [[] for _ in range(n_groups)]
-    reads, readers = _marked(kernel, solved)
-    writes = _written(kernel, solved)
-    same: dict[bytes, tuple[int, ...]] = {}  # thousands of members share a few mappings
+    same: dict[bytes, list[tuple[int, np.ndarray, tuple[int, ...]]]] = {}  # thousands of members share a few mappings
     for key, axis, base, n in solved.entities:
         units = solved.unit_of_class[solved.classes[base : base + n]]
-        here = units >= 0
-        for g in np.unique(solved.group_of_unit[units[here]]).tolist():
-            mine = here & (solved.group_of_unit[np.maximum(units, 0)] == g)
-            owner = np.where(mine, local[np.maximum(units, 0)], -1)
-            read = bool(reads[base : base + n][mine].any())
-            written = bool(writes[base : base + n][mine].any())
+        parts = same.get(units.tobytes())
+        if parts is None:
+            parts = same[units.tobytes()] = _owners(solved, units)
+        for g, mine, owner in parts:
+            read = bool(marks.reads[base : base + n][mine].any())
+            written = bool(marks.writes[base : base + n][mine].any())
             role: Role = "both" if read and written else "read" if read else "write" if written else "scale"
             members[g].append(
                 Member(
                     param=key,
                     axis=axis,
-                    units=same.get(owner.tobytes()) or same.setdefault(owner.tobytes(), tuple(owner.tolist())),
+                    units=owner,
                     role=role,
-                    readers=tuple(sorted(readers.get((key, axis), ()))) if read else (),
+                    readers=tuple(sorted(marks.readers.get((key, axis), ()))) if read else (),
                 )
             )
     ungated = _ungated(kernel, solved)
     least: dict[int, int] = {}
     for slot, n in kernel.facts.least:
-        for g in np.unique(solved.group_of_unit[[u for u in solved.units(slot).reshape(-1) if u >= 0]]).tolist():
+        for g in solved.groups_of(solved.units(slot)):
             least[g] = max(least.get(g, 1), n)
     inexact = _inexact(kernel, solved)
     for escape in escapes:
@@ -829,9 +844,21 @@ def _groups(graph: Graph, kernel: Kernel, solved: _Solved, escapes: Sequence[Esc
     )
 
 
+def _owners(solved: _Solved, units: np.ndarray) -> list[tuple[int, np.ndarray, tuple[int, ...]]]:
+    """(group, where its units stand, the number of each within the group or -1) for all groups of an axis."""
+    found = []
+    for g in solved.groups_of(units):
+        mine = (units >= 0) & (solved.group_of_unit[units] == g)
+        found.append((g, mine, tuple(np.where(mine, solved.local[units], -1).tolist())))
+    return found
+
+
 def _varying(solved: _Solved, slot: Tensor, axes: Sequence[int]) -> np.ndarray:
     """Units whose number of entries along `axes` can change: those on lines where the unit varies."""
     units = solved.units(slot)
+    if len(axes) == 1 and slot.shape[axes[0]] == slot.numel():
+        line = units.reshape(-1)
+        return np.unique(line[line >= 0]) if (line != line[0]).any() else line[:0]
     varies = np.zeros(units.shape, bool)
     for axis in axes:
         first = np.take(units, [0], axis)
@@ -839,9 +866,23 @@ def _varying(solved: _Solved, slot: Tensor, axes: Sequence[int]) -> np.ndarray:
     return np.unique(units[varies & (units >= 0)])
 
 
-def _marked(kernel: Kernel, solved: _Solved) -> tuple[np.ndarray, dict[tuple[str, int], set[str]]]:
-    """Atoms that a contraction sums over, and the names under which their parameters are read."""
+@dataclass(frozen=True, slots=True)
+class _Marks:
+    """What the operations do with atoms.
+
+    Attributes:
+        reads, writes: [atoms]: a contraction sums over it; a contraction or a bias makes it.
+        readers: (param, axis) -> the names under which the parameter is read.
+    """
+
+    reads: np.ndarray
+    writes: np.ndarray
+    readers: dict[tuple[str, int], set[str]]
+
+
+def _marked(kernel: Kernel, solved: _Solved) -> _Marks:
     reads = np.zeros(kernel.facts.n_atoms, bool)
+    writes = np.zeros(kernel.facts.n_atoms, bool)
     readers: dict[tuple[str, int], set[str]] = {}
     bases = np.array([base for _, _, base, _ in solved.entities])
     for reading in kernel.facts.readings:
@@ -851,21 +892,19 @@ def _marked(kernel: Kernel, solved: _Solved) -> tuple[np.ndarray, dict[tuple[str
         if not len(wanted):
             continue
         atoms = np.unique(reading.slot.numpy())
-        atoms = atoms[(atoms != 0) & np.isin(solved.unit_of_class[solved.classes[atoms]], wanted)]
+        units = solved.unit_of_class[solved.classes[atoms]]
+        chosen = np.zeros(len(solved.group_of_unit) + 1, bool)  # the last one stands for -1
+        chosen[wanted] = True
+        atoms = atoms[(atoms != 0) & chosen[units]]
         reads[atoms] = True
-        for e in np.unique(np.searchsorted(bases, atoms, side="right") - 1).tolist() if len(bases) else ():
-            key, axis, base, n = solved.entities[e]
-            if ((atoms >= base) & (atoms < base + n)).any():
+        for e in np.flatnonzero(np.bincount(np.searchsorted(bases, atoms, side="right"))).tolist():
+            key, axis, base, n = solved.entities[e - 1]
+            if e and ((atoms >= base) & (atoms < base + n)).any():
                 readers.setdefault((key, axis), set()).update(reading.names)
-    return reads, readers
-
-
-def _written(kernel: Kernel, solved: _Solved) -> np.ndarray:
-    writes = np.zeros(kernel.facts.n_atoms, bool)
     for slot in kernel.facts.writings:
         writes[slot.numpy().reshape(-1)] = True
     writes[0] = False
-    return writes
+    return _Marks(reads, writes, readers)
 
 
 def _ungated(kernel: Kernel, solved: _Solved) -> set[int]:
@@ -873,14 +912,14 @@ def _ungated(kernel: Kernel, solved: _Solved) -> set[int]:
     found: set[int] = set()
     for reading in kernel.facts.readings:
         if not reading.gated:
-            found |= set(solved.group_of_unit[_varying(solved, reading.slot, reading.axes)].tolist())
+            found |= set(solved.groups_of(_varying(solved, reading.slot, reading.axes)))
     return found
 
 
 def _inexact(kernel: Kernel, solved: _Solved) -> dict[int, str]:
     found: dict[int, str] = {}
     for statistic in kernel.facts.statistics:
-        for g in np.unique(solved.group_of_unit[_varying(solved, statistic.slot, statistic.axes)]).tolist():
+        for g in solved.groups_of(_varying(solved, statistic.slot, statistic.axes)):
             found.setdefault(g, statistic.reason)
     return found
 

@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur._replay import Masked, Plain, Session, Watcher, leaves, map_tensors, masked_output, plain_output
+from secateur._replay import (
+    Masked,
+    Plain,
+    Session,
+    Watcher,
+    leaves,
+    map_tensors,
+    masked_output,
+    plain_output,
+    uncollected,
+)
 from secateur._surgery import apply, check_shapes, compose, receipt_for
 from secateur.errors import CutError, CutMismatch, InputError, NothingToCut
 from secateur.schema.groups import Groups
@@ -35,6 +45,7 @@ _COMPARED = (
 )
 
 
+@uncollected()
 def cut(
     model: nn.Module,
     groups: Groups,

@@ -319,15 +319,27 @@ def _described(func: Any) -> tuple[str, bool, bool]:
 def run_watched(model: Callable[..., Any], inputs: Any, watcher: Watcher) -> Any:
     """The model's output, with every operation passed through the watcher. Without gradients."""
     operations = _Operations(watcher)
-    fast, collecting = torch.backends.mha.get_fastpath_enabled(), gc.isenabled()
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    # What the collector does to dead tensors would be recorded too, at whatever moment it happens to come by.
-    gc.disable()
     try:
-        with torch.no_grad(), _Functions(watcher, operations), operations:
+        with uncollected(), torch.no_grad(), _Functions(watcher, operations), operations:
             return call(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, Python's cyclic collector does not come by.
+
+    What it does to dead tensors would be recorded too, at whatever moment it came; and where many small objects are
+    made and kept it looks through all that a process holds again and again, for longer than they took to make.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
         if collecting:
             gc.enable()
 
@@ -348,14 +360,8 @@ class _Intercepting(TorchDispatchMode):
 @contextlib.contextmanager
 def intercepted(operation: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
     """Inside, `operation(function, args, kwargs)` stands for every ATen operation; in it, operations are ordinary."""
-    collecting = gc.isenabled()
-    gc.disable()  # as in `run_watched`
-    try:
-        with _Intercepting(operation):
-            yield
-    finally:
-        if collecting:
-            gc.enable()
+    with uncollected(), _Intercepting(operation):
+        yield
 
 
 def undisturbed() -> contextlib.AbstractContextManager[Any]:

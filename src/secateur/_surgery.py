@@ -64,11 +64,13 @@ def _duplicate(item: Any, memo: dict[int, Any]) -> Any:
         made = memo[id(item)] = kind()
         memo.setdefault(id(memo), []).append(item)  # as deepcopy does: while it lives, no other object has its id
         for key, value in item.items():
-            made[_duplicate(key, memo)] = _duplicate(value, memo)
+            key = key if type(key) in _ATOMS else _duplicate(key, memo)
+            made[key] = value if type(value) in _ATOMS else _duplicate(value, memo)
         return made
     if isinstance(item, nn.Module) and _is_plain(kind):
         made = memo[id(item)] = object.__new__(kind)
-        made.__setstate__({name: _duplicate(value, memo) for name, value in item.__getstate__().items()})
+        state = item.__getstate__().items()
+        made.__setstate__({name: v if type(v) in _ATOMS else _duplicate(v, memo) for name, v in state})
         return made
     return copy.deepcopy(item, memo)
 
@@ -84,7 +86,7 @@ def _is_plain(kind: type) -> bool:
 def tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
     """(name, canonical name, tensor) of every parameter and buffer, under every name it has."""
     canonical: dict[int, str] = {}
-    modules = [(f"{path}." if path else "", m) for path, m in model.named_modules(remove_duplicate=False)]
+    modules = _prefixed(model)
     for prefix, module in modules:
         for leaf, parameter in module._parameters.items():
             if parameter is not None:
@@ -93,6 +95,18 @@ def tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
         for leaf, buffer in module._buffers.items():
             if buffer is not None:
                 yield prefix + leaf, canonical.setdefault(id(buffer), prefix + leaf), buffer
+
+
+def _prefixed(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """`named_modules(remove_duplicate=False)`, in its order; its generators hand every module up through all levels."""
+    found: list[tuple[str, nn.Module]] = []
+    waiting = [("", model)]
+    while waiting:
+        prefix, module = waiting.pop()
+        found.append((prefix, module))
+        inside = [(f"{prefix}{name}.", child) for name, child in module._modules.items() if child is not None]
+        waiting += reversed(inside)
+    return found
 
 
 def fingerprint_structure(model: nn.Module) -> str:

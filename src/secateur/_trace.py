@@ -34,6 +34,7 @@ from secateur._replay import (
     source_line,
     stage,
     training_flags_read,
+    uncollected,
     written_tensors,
 )
 from secateur._surgery import fingerprint_structure, tensors
@@ -53,6 +54,7 @@ _SHAPING = frozenset(
 )
 
 
+@uncollected()
 def trace(
     model: nn.Module, example_inputs: ExampleInputs | None = None, *, exported: ExportedProgram | None = None
 ) -> Graph:

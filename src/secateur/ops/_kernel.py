@@ -14,6 +14,7 @@ Index conventions: d axis of a value, i index along it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,12 @@ class Facts:
 
 def support(slot: Tensor) -> frozenset[int]:
     """The axes along which a slot varies."""
-    return frozenset(d for d, n in enumerate(slot.shape) if n > 1)
+    return _wide(slot.shape)
+
+
+@functools.lru_cache(maxsize=4096)
+def _wide(shape: torch.Size) -> frozenset[int]:
+    return frozenset(d for d, n in enumerate(shape) if n > 1)
 
 
 def compress(slot: Tensor) -> Tensor | None:
@@ -120,14 +126,19 @@ class Kernel:
     def __init__(self) -> None:
         self.facts = Facts()
         self.site = (-1, -1)
+        self.sources: dict[tuple[str, tuple[int, ...], str | None], Label] = {}
 
     # -- atoms ---------------------------------------------------------------------------------------------------
 
     def source(self, key: str, shape: Sequence[int], *, virtual: bool = False, name: str | None = None) -> Label:
         """Fresh (or known) atoms for every axis of a parameter, or of a value whose size is free (`virtual`)."""
+        known = self.sources.get((key, tuple(shape), name))
+        if known is not None:
+            return known
         slots = [self.axis(key, shape, d, virtual=virtual) for d, n in enumerate(shape) if n > 1]
         names = frozenset([name]) if name is not None else (frozenset() if virtual else None)
-        return Label(tuple(shape), tuple(slots), names)
+        made = self.sources[key, tuple(shape), name] = Label(tuple(shape), tuple(slots), names)
+        return made
 
     def axis(self, key: str, shape: Sequence[int], d: int, *, virtual: bool = False) -> Tensor:
         """The slot of one axis: atoms base .. base + n - 1, varying along axis d."""
@@ -150,7 +161,9 @@ class Kernel:
         if a is b:
             return
         # numpy: these arrays are small, and torch takes several times as long to start an operation
-        left, right = np.broadcast_arrays(a.numpy(), b.numpy())
+        left, right = a.numpy(), b.numpy()
+        if left.shape != right.shape:
+            left, right = np.broadcast_arrays(left, right)
         differ = left != right
         left, right = left[differ], right[differ]
         if not len(left):
@@ -164,7 +177,9 @@ class Kernel:
             keys = np.unique(left.astype(np.int64) << 32 | right)
             left, right = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
         if len(left):
-            self.facts.edges.append(np.stack([left, right], 1))
+            edges = np.empty((len(left), 2), np.int32)
+            edges[:, 0], edges[:, 1] = left, right
+            self.facts.edges.append(edges)
 
     def freeze(self, atoms: Tensor, reason: str) -> None:
         """These atoms cannot go."""
@@ -306,7 +321,7 @@ class Kernel:
             multiplier: multiply-accumulates per entry of the virtual product (the kernel area of a convolution).
             count: whether the product belongs into the cost.
         """
-        shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
+        shape = tuple(q if p == 1 else p for p, q in zip(a.shape, b.shape, strict=True))
         self._note_reading(a, b, axes)
         if not (a.zero or b.zero):
             for operand in (a, b):
@@ -361,12 +376,11 @@ class Kernel:
     def along(self, x: Label, vectors: Sequence[Label | None], axis: int) -> Label:
         """Combine x element by element with [C] vectors that lie along `axis`."""
         axis %= x.rank
-        for vector in vectors:
-            if vector is not None:
-                shape = [1] * x.rank
-                shape[axis] = vector.shape[0]
-                x = self.pointwise(x.shape, [x, self.reshape_ones(vector, shape)])
-        return x
+        there = [vector for vector in vectors if vector is not None]
+        shapes = [[vector.shape[0] if d == axis else 1 for d in range(x.rank)] for vector in there]
+        if not there:
+            return x
+        return self.pointwise(x.shape, [x, *map(self.reshape_ones, there, shapes)])
 
     # -- shape changes that keep every entry ---------------------------------------------------------------------
 

@@ -80,10 +80,10 @@ KEEPS_ZEROS = frozenset(
 ADDS_ZEROS = frozenset("add sub rsub subtract maximum minimum where lerp addcmul".split())
 
 
-def keeps_zeros(key: str, op: Operation) -> bool:
-    """Whether entries of silenced units, zero in every tensor argument, are zero in the result."""
-    if any(not label.zero for label in op.labels):
-        return key in ("mul", "multiply") and any(label.zero for label in op.labels)
+def keeps_zeros(key: str, op: Operation, labels: Sequence[Label]) -> bool:
+    """Whether entries of silenced units, zero in every tensor argument (`labels`), are zero in the result."""
+    if any(not label.zero for label in labels):
+        return key in ("mul", "multiply") and any(label.zero for label in labels)
     if key in KEEPS_ZEROS:
         return True
     if key in ("div", "divide", "true_divide"):
