@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_models import Entry
-from zoo_trial import UNIFORM_RATIO, Clock, Trial, count, randomise, run, said
+from zoo_trial import UNIFORM_RATIO, Clock, Trial, count, first_use, randomise, run, said
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
 _HEAD_SIZE = ("head_dim", "attention_head_size", "key_value_proj_dim", "dim_head", "head_size", "d_head")
@@ -50,6 +50,7 @@ def peer(entry: Entry, seed: int) -> Trial:
     except Exception as error:  # noqa: BLE001  whatever the library raises: the model does not run here
         return Trial(outcome="unbuilt", message=said(error))
     trial = Trial(outcome="error", params=count(model))
+    _prune(*first_use(), None)
     messages: list[str] = []
     for setting in ({"prune_head_dims": True}, {"prune_num_heads": True, "prune_head_dims": False}, None):
         if setting is not None and messages and not _attentions(model):
