@@ -24,7 +24,7 @@ ALL: dict[str, Criterion] = {
     "magnitude_all": criteria.magnitude(of="all"),
     **{
         f"obd_{curvature}_{first}": criteria.obd(first=first, curvature=curvature, draws=2)
-        for curvature in ("combined", "calibrated", "empirical", "sampled")
+        for curvature in ("projected", "combined", "calibrated", "empirical", "sampled")
         for first in ("expected", "plain")
     },
     "obs_damped": criteria.obs(damping=1e6),
@@ -60,6 +60,8 @@ def with_parts(n_units: int = 6, seed: int = 0, examples: int = 40) -> tuple[dic
         "gate_expected": torch.stack([v.mean(0) for v in (e, e * e, g * e, g * g * e)], 1),
         "gate_unexpected": torch.tensor(0.3, dtype=torch.float64),
         "gate_sampled": torch.stack([v.mean(0) for v in (s, s * s, g * s, g * g * s, e * s)], 1),
+        "gate_projected": torch.stack([v.mean(0) for v in (s, s * s, g * s, g * g * s, e * s)], 1),
+        "projected_share": torch.tensor(0.7, dtype=torch.float64),
         "gate_hessian": torch.stack([randn(n_units), randn(n_units).square()], 1),
         "activation": torch.stack([x.mean(0), x.square().mean(0), x.abs().mean(0), (x == 0).double().mean(0)], 1),
         "input_norm": randn(n_units, 4).abs(),
@@ -132,11 +134,17 @@ def test_standard_errors_are_those_of_the_mean_over_examples() -> None:
         torch.testing.assert_close(ALL[name].compute(stats)["error"], values)
 
 
-@pytest.mark.parametrize("curvature", ["combined", "calibrated", "empirical", "sampled"])
+@pytest.mark.parametrize("curvature", ["projected", "combined", "calibrated", "empirical", "sampled"])
 @pytest.mark.parametrize("first", ["expected", "plain"])
 def test_obd_is_a_mean_over_examples_with_the_error_of_that_mean(first: str, curvature: str) -> None:
     stats, g, e, s = with_parts()
-    square = {"calibrated": 0.6 * g * g, "empirical": g * g, "sampled": s, "combined": (0.6 * g * g + s) / 2}[curvature]
+    square = {
+        "projected": 0.3 * 0.6 * g * g + s,
+        "combined": (0.6 * g * g + s) / 2,
+        "calibrated": 0.6 * g * g,
+        "empirical": g * g,
+        "sampled": s,
+    }[curvature]
     each = -g + square / 2 if first == "plain" else -(0.7 * e + 0.3 * g) + square / 2
     found = ALL[f"obd_{curvature}_{first}"].compute(stats)
     torch.testing.assert_close(found["value"], each.mean(0))
@@ -145,11 +153,12 @@ def test_obd_is_a_mean_over_examples_with_the_error_of_that_mean(first: str, cur
 
 
 def test_obd_does_with_what_the_task_can_give() -> None:
-    stats, _ = statistics()
-    for lacking, same in (("gate_sampled", "obd_calibrated_expected"), ("gate_expected", "obd_calibrated_plain")):
-        del stats[lacking]
-        for key, values in ALL["obd_combined_expected"].compute(stats).items():
-            assert torch.equal(values, ALL[same].compute(stats)[key])
+    for made, second in (("combined", "gate_sampled"), ("projected", "gate_projected")):
+        stats, _ = statistics()
+        for lacking, same in ((second, "obd_calibrated_expected"), ("gate_expected", "obd_calibrated_plain")):
+            del stats[lacking]
+            for key, values in ALL[f"obd_{made}_expected"].compute(stats).items():
+                assert torch.equal(values, ALL[same].compute(stats)[key])
 
 
 def w_of(stats: dict[str, Tensor]) -> list[list[float]]:

@@ -160,7 +160,7 @@ def test_scores_follow_their_formulas_on_gradients_by_finite_differences(which: 
         "squared_taylor": (g.mean(0) ** 2, None),
         "mean_absolute_taylor": (g.abs().mean(0), g.abs().std(0, correction=0) / math.sqrt(n)),
         "fisher": ((g**2).mean(0) / 2, (g**2 / 2).std(0, correction=0) / math.sqrt(n)),
-        "obd_plain": (calibrated.mean(0), calibrated.std(0, correction=0) / math.sqrt(n)),
+        "obd_calibrated_plain": (calibrated.mean(0), calibrated.std(0, correction=0) / math.sqrt(n)),
         "obd_empirical_plain": (value.mean(0), value.std(0, correction=0) / math.sqrt(n)),
     }
     asked = [criteria.CRITERIA[name]() for name in expected if name in criteria.CRITERIA]
@@ -523,6 +523,51 @@ def test_what_is_expected_of_a_gate_follows_from_the_prediction_at_half_its_logi
     expected = torch.stack([v.mean(0) for v in (e, e * e, g * e, g * g * e)], 1)
     for batches in (MLP_DATA, [(x[:3], y[:3]), (x[3:], y[3:])]):
         torch.testing.assert_close(expectation(model, groups, batches, exact=exact), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["tapped", "one by one"])
+def test_the_curvature_along_the_temperature_is_that_of_the_hessian_by_hand(exact: bool) -> None:
+    model, groups = mlp()
+    x, y = MLP_DATA[0]
+
+    def output(gates: Tensor) -> Tensor:
+        return torch.tanh(model[0](x)) @ (model[2].weight * gates).T + model[2].bias
+
+    jacobian = torch.autograd.functional.jacobian(output, torch.ones(5)).double()  # [N, C, U]
+    z = output(torch.ones(5)).detach().double()
+    p = z.softmax(-1)
+    t = p - (z / 2).softmax(-1)
+    hessian = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    curved = torch.einsum("nc,nck,nk->n", t, hessian, t)
+    along = torch.einsum("nc,ncu->nu", t, jacobian).square() * (curved / t.square().sum(1).square()).unsqueeze(1)
+    share = (curved / t.square().sum(1)).sum() / torch.einsum("ncc->", hessian)
+    needs = ["gate_moments", "curvature_ratio", "gate_projected", "projected_share"]
+    for batches in (MLP_DATA, [(x[:3], y[:3]), (x[3:], y[3:])]):
+        stats = _stats.collect(model, groups, batches, tasks.classification(), needs, exact=exact)
+        found = _stats.of_group(stats, model, groups, 0, needs)
+        torch.testing.assert_close(found["gate_projected"][:, 0], along.mean(0), rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(found["gate_projected"][:, 1], along.square().mean(0), rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(found["projected_share"], share, rtol=1e-4, atol=1e-8)
+        assert 0.3 < float(share) < 1
+
+
+def test_with_two_classes_the_default_has_the_whole_gauss_newton_diagonal() -> None:
+    """Then all curvature lies along the temperature: no label is left in it."""
+    model, _ = mlp()
+    model = nn.Sequential(*model[:2], nn.Linear(5, 2))
+    groups = couple(trace(model, torch.zeros(2, 4)))
+    x, y = MLP_DATA[0][0], MLP_DATA[0][1] % 2
+
+    def output(gates: Tensor) -> Tensor:
+        return torch.tanh(model[0](x)) @ (model[2].weight * gates).T + model[2].bias
+
+    jacobian = torch.autograd.functional.jacobian(output, torch.ones(5)).double()
+    p = model(x).detach().double().softmax(-1)
+    hessian = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    expected = torch.einsum("ncu,nck,nku->u", jacobian, hessian, jacobian) / len(x) / 2
+    for labels in (y, 1 - y):
+        found = score(model, groups, [(x, labels)], tasks.classification(), criterion=criteria.obd())
+        torch.testing.assert_close(torch.tensor(found.quadratic[0]).double(), expected, rtol=1e-4, atol=1e-8)
 
 
 def test_what_was_not_expected_counts_as_far_as_it_is_no_noise() -> None:

@@ -26,6 +26,10 @@ Statistics, per group (U units, P elements of a unit, padded with 0):
                              model's output
     gate_unexpected  []      the share of the squared means of g - e, summed over all units, that is not noise of the
                              examples: max(0, 1 - sum of squared standard errors / sum of squared means)
+    gate_projected   [U, 5]  means of s, s^2, g s, g^2 s, e s with s the part of the losses' curvature (Hessian H by the
+                             model's output) that lies along the direction t in which `Task.tempered` has its
+                             gradient: s = t'Ht / |t|^4 (t'Ju)^2, where t'Ju is the gate gradient of the tempered losses
+    projected_share  []      how much of the trace of H, summed over examples, that part is: t'Ht / |t|^2 over tr H
     gate_sampled/k   [U, 5]  means of s, s^2, g s, g^2 s, e s with s = mean over k draws of (gate gradient of the
                              task's curvature draw)^2: an unbiased estimate of the Gauss-Newton diagonal per example;
                              e s is 0 unless gate_expected is collected as well
@@ -117,12 +121,13 @@ ROLES: Mapping[str, tuple[str, ...] | None] = {
 FREE = ("units", "n", *(f"{role}_weights" for role in ROLES))
 PASS = (
     *("gate_mean", "gate_moments", "gate_absolute", "gate_expected", "gate_unexpected", "gate_sampled", "gate_hessian"),
-    *("curvature_ratio", "activation", "input_norm", "gate_shift", "gate_samples", "feature_rank"),
+    *("gate_projected", "projected_share", "curvature_ratio", "gate_shift", "gate_samples"),
+    *("activation", "input_norm", "feature_rank"),
     *(f"{role}_{what}" for role in ROLES for what in ("gradients", "flow", "hessian_products")),
 )
 PER_EXAMPLE = (
     *("gate_moments", "gate_absolute", "gate_expected", "gate_unexpected", "gate_sampled", "gate_samples"),
-    *("gate_shift", "curvature_ratio"),
+    *("gate_projected", "projected_share", "gate_shift", "curvature_ratio"),
 )
 
 
@@ -582,6 +587,10 @@ def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs:
             found[base] = _expected(stats)[units]
         elif base == "gate_sampled":
             found[base] = stats.sums[need][units] / stats.weight * _factor(stats) ** torch.tensor([0, 0, 0, 0, 1])
+        elif base == "gate_projected":
+            found[base] = stats.sums[base][units] / stats.weight * _factor(stats) ** torch.tensor([0, 0, 0, 0, 1])
+        elif base == "projected_share":
+            found[base] = _projected_share(stats)
         elif base in PASS:
             found[base] = stats.sums[need][units] / stats.weight
     return found
@@ -623,6 +632,12 @@ def _ratio(stats: Statistics) -> Tensor:
             todo=_EMPIRICAL,
         )
     return trace / squares
+
+
+def _projected_share(stats: Statistics) -> Tensor:
+    """Between 0 and 1: a projection has no more trace than the whole, unless the whole is estimated."""
+    trace, _ = stats.sums["curvature_ratio"].unbind()
+    return (stats.sums["projected_share"] / trace).clamp(0, 1) if trace > 0 else torch.zeros((), dtype=torch.float64)
 
 
 def _factor(stats: Statistics) -> Tensor:
@@ -786,7 +801,7 @@ class _Found(NamedTuple):
 
     losses: [N].  gates: [N, U].  tempered: [N, U].  drawn: k of [N, U].  inputs: parameter -> [axis, 5].
     ranks: parameter -> [axis, 2].  shifts: parameter -> [axis].  curvature: [2], see `_curvature`.
-    slopes: [2], see `_slopes`.
+    slopes: [2], see `_slopes`.  along: two of [N], see `_along`.
     """
 
     losses: Tensor
@@ -799,6 +814,7 @@ class _Found(NamedTuple):
     shifts: Mapping[str, Tensor]
     curvature: Tensor | None
     slopes: Tensor | None
+    along: tuple[Tensor, Tensor] | None
 
 
 def _batch_statistics(
@@ -831,6 +847,11 @@ def _batch_statistics(
             _check_gates(e, groups, plan, where)
             sums["gate_expected"] = torch.stack([w @ v for v in (e, e * e, g * e, g * g * e)], dim=1)
             sums["slopes"] = found.slopes
+            if found.along is not None:
+                trace, squares = found.along
+                s = (trace / squares.clamp(min=1e-300)).unsqueeze(1) * e * e
+                sums["gate_projected"] = torch.stack([w @ v for v in (s, s * s, g * s, g * g * s, e * s)], dim=1)
+                sums["projected_share"] = w @ trace
         for need in needs:
             if need.partition("/")[0] == "gate_sampled":
                 s = torch.stack([d.cpu().double().square() for d in found.drawn[: _count(need)]]).mean(0)
@@ -967,7 +988,7 @@ def _measure(
                 curvature_of = task.curvature
                 drawn = [with_slow(d, lambda out, batch: curvature_of(out, batch, generator)) for d in drawn]
     plan.verified |= set(range(len(groups.groups)))
-    curvature = _curvature(out, batch, task, w, generator) if "curvature_ratio" in bases else None
+    curvature = _curvature(out, batch, task, w, generator) if bases & _CURVED else None
     slopes = _slopes(out, batch, task, w) if tempered is not None else None
     return _Found(
         losses=losses.detach(),
@@ -980,6 +1001,7 @@ def _measure(
         shifts=shifts,
         curvature=curvature,
         slopes=slopes,
+        along=_along(out, batch, task, n) if tempered is not None and bases & _PROJECTED else None,
     )
 
 
@@ -999,8 +1021,10 @@ def _rehearsed(model: nn.Module, groups: Groups, plan: _Plan, batch: Batch, task
 
 
 _FEW = 8
-_GATED = frozenset(n for n in PASS if n.startswith("gate_") and n != "gate_hessian") | {"curvature_ratio"}
-_EXPECTED = frozenset({"gate_expected", "gate_unexpected"})
+_CURVED = frozenset({"curvature_ratio", "projected_share"})
+_GATED = _CURVED | {n for n in PASS if n.startswith("gate_") and n != "gate_hessian"}
+_PROJECTED = frozenset({"gate_projected", "projected_share"})
+_EXPECTED = _PROJECTED | {"gate_expected", "gate_unexpected"}  # made from the tempered losses
 _SEEN = frozenset({"activation", "input_norm", "gate_shift", "feature_rank"})
 _EMPIRICAL = "use criteria.obd(curvature='empirical')"
 _HALF = "look at the inputs; in half precision, try bfloat16 or float32"
@@ -1774,6 +1798,32 @@ def _slopes(out: Any, batch: Batch, task: Task, w: Tensor) -> Tensor:
             if grad is not None:
                 slopes[k] += (spot.detach().double() * grad.double()).sum().cpu()
     return slopes
+
+
+def _along(out: Any, batch: Batch, task: Task, n: int) -> tuple[Tensor, Tensor]:
+    """Per example: the trace t'Ht / |t|^2 of the losses' Hessian along the tempered losses' gradient t, and |t|^2.
+
+    Both by the model's output, [N] float64. 0 where the output does not say which example it belongs to.
+    """
+    assert task.tempered is not None
+    own, spots = _leaves_of(out)
+    spots = [spot for spot in spots if spot.dim() and len(spot) == n]
+    directions = torch.autograd.grad(task.tempered(own, batch).sum(), spots, allow_unused=True) if spots else ()
+    found = [(spot, t) for spot, t in zip(spots, directions, strict=True) if t is not None]
+    curved, squares = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    inside = [spot for spot, _ in found]
+    if not inside:
+        return curved, squares
+    grads = torch.autograd.grad(task.losses(own, batch).sum(), inside, create_graph=True, allow_unused=True)
+    slope = [(g * t).sum() for g, (_, t) in zip(grads, found, strict=True) if g is not None and g.requires_grad]
+    products = (
+        torch.autograd.grad(torch.stack(slope).sum(), inside, allow_unused=True) if slope else [None] * len(found)
+    )
+    for (_, t), ht in zip(found, products, strict=True):
+        squares += t.double().square().reshape(n, -1).sum(1).cpu()
+        if ht is not None:
+            curved += (t.double() * ht.double()).reshape(n, -1).sum(1).cpu()
+    return curved / squares.clamp(min=1e-300), squares
 
 
 def _curvature(out: Any, batch: Batch, task: Task, w: Tensor, generator: torch.Generator) -> Tensor:
