@@ -584,7 +584,8 @@ def test_what_was_not_expected_counts_as_far_as_it_is_no_noise() -> None:
             moments = torch.stack([(g**k).mean(0) for k in (1, 2, 3, 4)], 1)
             expected = torch.stack([v.mean(0) for v in (e, e * e, g * e, g * g * e)], 1)
             found.append(float(_stats.unexpected(moments, expected, torch.tensor(100.0))))
-        assert sum(found) / 60 == pytest.approx(share, abs=0.12)
+        assert sum(found) / 60 == pytest.approx(share, abs=0.15)
+        assert min(found) >= 100 / 2100, "never less than usual"
 
 
 def test_a_task_without_a_prediction_gives_the_plain_first_order_and_refuses_the_statistic() -> None:

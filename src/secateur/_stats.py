@@ -25,7 +25,7 @@ Statistics, per group (U units, P elements of a unit, padded with 0):
                              positive; less sure: negative) with which it explains the losses' gradient along the
                              model's output
     gate_unexpected  []      the share of the squared means of g - e, summed over all units, that is not noise of the
-                             examples: max(0, 1 - sum of squared standard errors / sum of squared means)
+                             examples: 1 - sum of squared standard errors / sum of squared means, at least n/(n + 2000)
     gate_projected   [U, 5]  means of s, s^2, g s, g^2 s, e s with s the part of the losses' curvature (Hessian H by the
                              model's output) that lies along the direction t in which `Task.tempered` has its
                              gradient: s = t'Ht / |t|^4 (t'Ju)^2, where t'Ju is the gate gradient of the tempered losses
@@ -129,6 +129,11 @@ PER_EXAMPLE = (
     *("gate_moments", "gate_absolute", "gate_expected", "gate_unexpected", "gate_sampled", "gate_samples"),
     *("gate_projected", "projected_share", "gate_shift", "curvature_ratio"),
 )
+
+
+# Examples on which the noise of a unit's gate gradient is as large as what no prediction explains of its mean: about so
+# many on the ResNet-20 of docs/scores.md, on training and on test images.
+TYPICAL = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -652,9 +657,11 @@ def _expected(stats: Statistics) -> Tensor:
 
 
 def unexpected(moments: Tensor, expected: Tensor, n: Tensor) -> Tensor:
-    """One share for all units, weighted by what they are worth: the positive part of James & Stein 1961.
+    """One share for all units, weighted by what they are worth: that of James & Stein 1961, or n / (n + 2,000).
 
-    A share for each group would follow its own noise: a group has few units, and their noise is correlated.
+    A share for each group would follow its own noise: a group has few units, and their noise is correlated. So is that
+    of all units: a few hard examples move them together, and the share of one sample may be far too small by accident,
+    which costs more than one that is too large. So it is at least what it usually is (`TYPICAL`).
 
     Args:
         moments, expected: [U in all, 4], the statistics gate_moments and gate_expected.  n: examples.
@@ -664,7 +671,8 @@ def unexpected(moments: Tensor, expected: Tensor, n: Tensor) -> Tensor:
     squares = (g - e).square()
     noise = (gg - 2 * ge + ee - squares).clamp(min=0) / n
     total = squares.sum()
-    return (1 - noise.sum() / total).clamp(min=0) if total > 0 else torch.ones_like(total)
+    usual = n / (n + TYPICAL)
+    return torch.maximum(1 - noise.sum() / total, usual) if total > 0 else torch.ones_like(total)
 
 
 def _input_norm(stats: Statistics, model: nn.Module, groups: Groups, g: int) -> Tensor:

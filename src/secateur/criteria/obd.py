@@ -30,8 +30,8 @@ def obd(*, first: First = "expected", curvature: Curvature = "projected", draws:
     `expected`: a[u] = -mean over n of (e + share (g - e)), where e[n, u] (the statistic `gate_expected`) is what g is
         on average where the model's prediction, at another temperature, is right. In a trained network most of the
         mean of g is noise of the labels; e has none of it. What g has beyond e counts by the share of it, over all
-        units, that is signal and not noise of the examples (`gate_unexpected`): with few examples next to nothing,
-        with very many all. A task that has no such prediction (regression, most losses of your own) gets `plain`.
+        units, that is signal and not noise of the examples (`gate_unexpected`): with few examples little, with very
+        many all. A task that has no such prediction (regression, most losses of your own) gets `plain`.
     `plain`: a[u] = -mean over n of g[n, u]: unbiased.
 
     Curvature: b[u] = 1/2 mean over n of s[n, u], where s stands for the second derivative:
