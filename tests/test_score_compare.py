@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur import criteria, tasks
 from secateur._couple import couple
-from secateur._score import compare, score
+from secateur._score import calibrate, compare, score
 from secateur._trace import trace
 from secateur.errors import InputError, NothingToCut
 from secateur.schema import from_json, to_json
@@ -124,6 +124,35 @@ def test_the_model_is_left_as_it_was() -> None:
     compare(model, groups, data, tasks.classification(), scores, n_units=4)
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_calibrated_scores_add_up_to_what_was_measured_on_the_units_spread_over_their_order() -> None:
+    model, groups, data = trained()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    plain = score(model, groups, data, tasks.classification(), criterion=criteria.obd())
+    truth = {unit: float(rise.mean()) for unit, rise in by_hand(model, data).items()}
+    flat = sorted((v, (g, u)) for g, row in enumerate(plain.values) for u, v in enumerate(row))
+    for n_units, ranks in ((5, [0, 5, 10, 14, 19]), (99, list(range(20)))):
+        made = calibrate(model, groups, data, tasks.classification(), plain, n_units=n_units)
+        factor = sum(truth[flat[i][1]] for i in ranks) / sum(flat[i][0] for i in ranks)
+        for name in ("values", "errors", "linear", "quadratic"):
+            for row, old in zip(getattr(made, name), getattr(plain, name), strict=True):
+                assert row == pytest.approx([factor * v for v in old], rel=1e-3)
+        assert made.criterion == "obd_scaled"
+        twice = dataclasses.replace(plain, values=tuple(tuple(2 * v for v in row) for row in plain.values))
+        again = calibrate(model, groups, data, tasks.classification(), twice, n_units=n_units)
+        assert again.values[0] == pytest.approx(made.values[0]), "whatever the scale was"
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_what_cannot_be_calibrated_is_refused() -> None:
+    model, groups, data = trained()
+    task = tasks.classification()
+    with pytest.raises(InputError, match="nats"):
+        calibrate(model, groups, data, task, score(model, groups, data, task, criterion=criteria.magnitude()))
+    nothing = score(model, groups, data, task, criterion=criteria.obd())
+    with pytest.raises(InputError, match="noise"):
+        calibrate(model, groups, data, dataclasses.replace(task, losses=lambda o, b: 0 * o.sum(1)), nothing, n_units=4)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

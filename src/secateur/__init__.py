@@ -10,6 +10,7 @@ cut             model, Groups, Plan -> smaller model, Receipt: what was taken wh
 recover         smaller model, data, task -> better model
 certify         model, candidates, held-out data, task -> Certificate: the claim and its bound
 compare         Scores of several criteria -> Comparison: held against units taken away one at a time
+calibrate       Scores -> Scores: in the nats that a few units really cost when they were taken away
 report          Result -> one HTML file; plot_curves, plot_comparison: PNG, SVG and a page
 save, load      smaller model, Receipt -> a folder without pickle, and back
 export          model, example inputs -> ONNX or torch.export
@@ -51,6 +52,7 @@ from secateur._report import plot_comparison as plot_comparison
 from secateur._report import plot_curves as plot_curves
 from secateur._report import report as report
 from secateur._scan import scan as scan
+from secateur._score import calibrate as calibrate
 from secateur._score import compare as compare
 from secateur._score import merge_scores as merge_scores
 from secateur._score import score as score
@@ -108,6 +110,7 @@ __all__ = [
     "__version__",
     "allocators",
     "bootstrap_interval",
+    "calibrate",
     "carry_optimizer",
     "certifiers",
     "certify",

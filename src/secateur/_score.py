@@ -6,6 +6,7 @@ And `compare`: what the scores said beside what was measured when units were rea
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur._curves import spearman
-from secateur._evaluate import Progress, check_data, combine_hashes, evaluate, example_hashes
+from secateur._evaluate import Evaluation, Progress, check_data, combine_hashes, evaluate, example_hashes
 from secateur._stats import FREE, Statistics, can_give, check_weights, collect, merge_stores, of_group
 from secateur._surgery import apply, fingerprint_structure, receipt_for
 from secateur.errors import CutError, InputError, MissingStatistic, NonFinite, NothingToCut, StaleArtifact
@@ -247,24 +248,14 @@ def compare(
     hashes = example_hashes(batches)
     check_data(batches, hashes)  # the pruned model is compared with the dense one example by example
     chosen, skipped = _sample(model, groups, n_units, seed)
-    spare = copy.deepcopy(model)
-    dense = evaluate(model, batches, task)
+    dense, rises = _leave_one_out(model, groups, batches, task, chosen, "compare", progress)
     weights = dense.weights / dense.weights.sum()
     measured, errors, halves = [], [], []
-    for done, (g, u) in enumerate(chosen):
-        if _can_be_silenced(groups.groups[g]):
-            with _silenced(spare, groups.groups[g], u):
-                rise = evaluate(spare, batches, task).losses - dense.losses
-        else:
-            kept = [[v for v in range(n) if (index, v) != (g, u)] for index, n in enumerate(sizes)]
-            small = apply(model, receipt_for(model, groups, kept))
-            rise = evaluate(small, batches, task).losses - dense.losses
+    for rise in rises:
         mean = (weights * rise).sum()
         measured.append(float(mean))
         errors.append(float((weights * (rise - mean)).square().sum().sqrt()))
         halves.append([float((weights * rise)[k::2].sum() / weights[k::2].sum()) for k in (0, 1)])
-        if progress is not None:
-            progress("compare", done + 1, len(chosen))
     predicted = {s.criterion: tuple(s.values[g][u] for g, u in chosen) for s in scores}
     everything = range(len(chosen))
     per_group = [
@@ -288,6 +279,98 @@ def compare(
         structure=groups.structure,
         data=combine_hashes(hashes),
     )
+
+
+def calibrate(
+    model: nn.Module,
+    groups: Groups,
+    batches: Batches,
+    task: Task,
+    scores: Scores,
+    *,
+    n_units: int = 32,
+    progress: Progress | None = None,
+) -> Scores:
+    """The scores times one factor, found by taking a few units away: nats by which the loss really rises.
+
+        factor = sum of the measured increases / sum of the predicted ones
+
+    over units that stand evenly spread in the order of the scores, the lowest and the highest among them: removing a
+    unit is a large step, so the few highest ones rise by more than an expansion says. The order of the units, and with
+    it what a plan removes, stays the same; what the plan expects to lose does not.
+
+    Args:
+        batches: to measure on; other examples than those of the scores.
+        scores: in nats.  n_units: to take away; each costs one pass over the data.
+
+    Raises:
+        InputError: scores in arbitrary units, or of other groups; increases that are no more than noise.
+        NothingToCut: no single unit can be taken from any group.
+    """
+    _check_structure(model, groups)
+    if scores.unit != "nats" or [len(v) for v in scores.values] != [g.n_units for g in groups.groups]:
+        raise InputError(
+            "only scores of these groups, in nats, can be calibrated",
+            where=scores.criterion,
+            got=scores.unit,
+            todo="use a criterion in nats, such as criteria.obd()",
+        )
+    check_data(batches, example_hashes(batches))
+    everything, _ = _sample(model, groups, sum(g.n_units for g in groups.groups), 0)
+    ordered = sorted(everything, key=lambda unit: (scores.values[unit[0]][unit[1]], unit))
+    chosen = [ordered[round(i)] for i in torch.linspace(0, len(ordered) - 1, min(n_units, len(ordered))).tolist()]
+    dense, rises = _leave_one_out(model, groups, batches, task, chosen, "calibrate", progress)
+    weights = dense.weights / dense.weights.sum()
+    total = torch.stack(rises).sum(0)
+    measured, predicted = float((weights * total).sum()), sum(scores.values[g][u] for g, u in chosen)
+    error = float((weights * (total - measured)).square().sum().sqrt())
+    if not (measured > 2 * error and predicted > 0):
+        raise InputError(
+            "the measured increases cannot be told from noise, or the predicted ones do not add up to anything",
+            where=scores.criterion,
+            got=f"measured {measured:.3g} +- {error:.2g}, predicted {predicted:.3g}",
+            todo="measure more units (n_units=) or more examples",
+        )
+    factor = measured / predicted
+
+    def scaled(rows: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(factor * v for v in row) for row in rows)
+
+    return dataclasses.replace(
+        scores,
+        criterion=f"{scores.criterion}_scaled",
+        values=scaled(scores.values),
+        errors=scaled(scores.errors),
+        linear=scaled(scores.linear),
+        quadratic=scaled(scores.quadratic),
+    )
+
+
+def _leave_one_out(
+    model: nn.Module,
+    groups: Groups,
+    batches: Batches,
+    task: Task,
+    chosen: Sequence[tuple[int, int]],
+    stage: str,
+    progress: Progress | None,
+) -> tuple[Evaluation, list[Tensor]]:
+    """The dense model on the data, and for each unit [N]: the increase of each loss once that unit is gone."""
+    sizes = [g.n_units for g in groups.groups]
+    spare = copy.deepcopy(model)
+    dense = evaluate(model, batches, task)
+    rises = []
+    for done, (g, u) in enumerate(chosen):
+        if _can_be_silenced(groups.groups[g]):
+            with _silenced(spare, groups.groups[g], u):
+                rises.append(evaluate(spare, batches, task).losses - dense.losses)
+        else:
+            kept = [[v for v in range(n) if (index, v) != (g, u)] for index, n in enumerate(sizes)]
+            small = apply(model, receipt_for(model, groups, kept))
+            rises.append(evaluate(small, batches, task).losses - dense.losses)
+        if progress is not None:
+            progress(stage, done + 1, len(chosen))
+    return dense, rises
 
 
 def _sample(model: nn.Module, groups: Groups, n_units: int, seed: int) -> tuple[list[tuple[int, int]], list[str]]:
