@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.secateur-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench-cifar bench-scores bench-scan bench-score-cost bench-certificate bench-executors bench-zoo \
+.PHONY: help install demo test check format bench-cifar bench-scores bench-ranks bench-scan bench-score-cost bench-certificate bench-executors bench-zoo \
         bench-zoo-after bench-recurrent bench-llama fuzz crash clean
 
 help:  ## this list
@@ -47,6 +47,9 @@ bench-cifar: $(STAMP)  ## a trained ResNet-20 beside Torch-Pruning; needs SECATE
 
 bench-scores: $(STAMP)  ## every criterion beside leave-one-out; ARGS="--units 16 --quick"
 	$(BIN)/python benchmarks/scores.py $(ARGS)
+
+bench-ranks: $(STAMP)  ## scores of a ResNet-20 beside leave-one-out on 5,000 other images; needs SECATEUR_DATA
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ranks.py $(ARGS)
 
 bench-score-cost: $(STAMP)  ## processor time and memory of scores; ARGS="--rounds 1"
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/score_cost.py $(ARGS)
