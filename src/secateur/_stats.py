@@ -952,26 +952,34 @@ def _measure(
             plan.tapped -= {g.group for g in plan.gates if g.param in taps.bad}
             _find_layouts(taps, plan, losses)
             # A graph that nothing asks again frees its activations on the way back, which is faster too.
-            later = bool(names) and not even
-            again = later or draws > 0 or bool(bases & _EXPECTED)
-            gates, totals, pulls = taps.backward(losses, sorted({*names, *checked}), keep=again)
-            shifts = {k: (w.to(v.dtype) @ v).cpu().double() for k, v in pulls.items()}
+            again = draws > 0 or bool(bases & _EXPECTED)
+            # One pass gives the gradient of the weighted mean and, divided by its weight, each example's own. There
+            # the weights (tokens) are small numbers, whatever they are: half precision has no room for large ones.
+            scale = 1.0 if even else float(w.mean()) or 1.0
+            share = torch.ones_like(w) if even else w / scale
+            gates, totals, pulls = taps.backward(
+                losses if even else share * losses, sorted({*names, *checked}), keep=again
+            )
             if first:
                 _verify(plan, groups, parameters, gates, totals)
-            scale = 1.0 if task.per_example else float(w[0])
-            gradients = {k: totals[k].double() * scale for k in names} if even else {}
+            if not even:
+                gates = gates / share.to(gates).clamp(min=torch.finfo(gates.dtype).tiny).unsqueeze(1)
+            by = w if even else torch.full_like(w, scale)
+            shifts = {k: (by.to(v.dtype) @ v).cpu().double() for k, v in pulls.items()}
+            scale = scale if task.per_example else float(w[0])
+            gradients = {k: totals[k].double() * scale for k in names}
             taps.pull = False
             if bases & _EXPECTED:
                 assert task.tempered is not None
                 surrogate = check_losses(task.tempered(out, batch), task, where=where)
-                tempered = taps.backward(surrogate, (), keep=later or draws > 0)[0]
+                tempered = taps.backward(surrogate, (), keep=draws > 0)[0]
             for k in range(draws):
                 assert task.curvature is not None
                 surrogate = check_losses(task.curvature(out, batch, generator), task, where=where)
-                drawn.append(taps.backward(surrogate, (), keep=later or k + 1 < draws)[0])
+                drawn.append(taps.backward(surrogate, (), keep=k + 1 < draws)[0])
         elif watched:
             plan.tapped -= {g.group for g in plan.gates if g.param in taps.bad or g.param not in taps.inputs}
-        if names and not (gated and even):
+        if names and not gated:
             taps.sink = None
             gradients = {k: v.double() for k, v in taps.gradients((w * losses).sum(), sorted(names)).items()}
         # Break the circle between taps and graph, so that activations are freed now and not by the collector.
@@ -1868,9 +1876,10 @@ def _trace(grad: Tensor, spot: Tensor, n: int, generator: torch.Generator) -> Te
     if 0 < each <= 32:
         probes = [torch.zeros(n, each).index_fill(1, torch.tensor([k]), 1.0).view(spot.shape) for k in range(each)]
         share = 1.0
-    else:
-        probes = [torch.randint(0, 2, spot.shape, generator=generator) * 2.0 - 1 for _ in range(4)]
-        share = 0.25
+    else:  # the more numbers, the less noise in the sum of all
+        count = 4 if spot.numel() < 2**18 else 1
+        probes = [torch.randint(0, 2, spot.shape, generator=generator) * 2.0 - 1 for _ in range(count)]
+        share = 1 / count
     total = torch.zeros((), dtype=torch.float64, device=spot.device)
     for k, probe in enumerate(probes):
         z = probe.to(spot)
