@@ -141,7 +141,7 @@ def _put_right(
 
 
 def _last_layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
-    """Modules whose result is an output of the model, and layers named like a head."""
+    """Layers whose result is an output of the model; where none is, those as wide as an output, or the last one."""
     made: dict[int, nn.Module] = {}
     keep: list[Tensor] = []
 
@@ -156,15 +156,23 @@ def _last_layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
     for handle in handles:
         handle.remove()
     found = [made[id(t)] for t in _tensors(out) if id(t) in made]
-    if not found:
-        found = list(layers[-1:])
-    return found
+    if not found:  # enlarged afterwards, say
+        widths = {t.shape[1] for t in _tensors(out) if t.dim() > 1}
+        found = [m for m in layers if vars(m).get("out_features", vars(m).get("out_channels")) in widths]
+    return found or list(layers[-1:])
+
+
+# known to the peer also where a library has a subclass of its own (ConvNeXt's norm, timm's norm with activation)
+_LAYERS = (
+    *(nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm),
+    *(nn.modules.instancenorm._InstanceNorm, nn.PReLU, nn.MultiheadAttention, nn.LSTM),
+)
 
 
 def _unwrapped(model: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
     """Parameters of modules that are no layers of torch.nn, with the axis that is most likely of features."""
     for module in model.modules():
-        if type(module).__module__.startswith("torch.nn"):
+        if type(module).__module__.startswith("torch.nn") or isinstance(module, _LAYERS):
             continue
         for parameter in module.parameters(recurse=False):
             wide = [d for d, n in enumerate(parameter.shape) if n > 1]
