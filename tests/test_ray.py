@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import os
+import pickle
 import signal
 import tempfile
 import threading
@@ -134,3 +136,21 @@ def test_what_cannot_be_pickled_is_refused_with_another_way() -> None:
 def test_no_worker_is_refused() -> None:
     with pytest.raises(InputError, match="at least one"):
         ray_executor(0)
+
+
+def test_batches_that_are_views_of_one_tensor_travel_with_its_memory_once() -> None:
+    whole = torch.arange(200_000.0).view(100, 2000)
+    batches = [(part, part.T[:3]) for part in whole.split(10)]
+    model = torch.nn.Linear(2, 3)
+    model.tied = model.weight  # type: ignore[assignment]
+    package = pytest.importorskip("ray")
+    payload = importlib.import_module("secateur.executors.ray")._pickled(package, (batches, model))
+    assert len(payload) < 1.1 * whole.untyped_storage().nbytes()
+    found, double = pickle.loads(payload)
+    for (a, b), (c, d) in zip(batches, found, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+        assert c.stride() == a.stride()
+    found[0][0][0, 1] = -1.0
+    assert found[0][1][1, 0] == -1.0, "views of one memory"
+    assert double.tied is double.weight

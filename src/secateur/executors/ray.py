@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import itertools
 import os
 import pickle
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from secateur.errors import InputError, NotInstalled, SecateurError
 
@@ -62,7 +64,7 @@ class Ray:
             return
         ray = _package()
         try:
-            payload = ray.cloudpickle.dumps(work)
+            payload = _pickled(ray, work)
         except (TypeError, AttributeError, pickle.PicklingError) as error:
             raise InputError(
                 "the model, the data or the task cannot be sent to another process",
@@ -75,6 +77,37 @@ class Ray:
         else:
             weakref.finalize(self, _start(ray, self.n, len(payload)))
         yield from _run(ray, payload, left, self.n, self.retries)
+
+
+def _pickled(ray: Any, work: Any) -> bytes:
+    """The work, with every memory in it once: torch pickles that of a whole data set with each batch that views it."""
+    memories: dict[int, Tensor] = {}  # address -> all of it as bytes; that object is pickled once
+
+    class Pickler(ray.cloudpickle.CloudPickler):  # type: ignore[misc]
+        def reducer_override(self, item: Any) -> Any:
+            if type(item) is not Tensor or not _is_plain(item) or any(item is whole for whole in memories.values()):
+                return super().reducer_override(item)
+            storage = item.untyped_storage()
+            if storage._cdata not in memories:
+                memories[storage._cdata] = torch.empty(0, dtype=torch.uint8).set_(storage)
+            where = (item.dtype, tuple(item.shape), item.stride(), item.storage_offset())
+            return _view, (memories[storage._cdata], *where)
+
+    file = io.BytesIO()
+    Pickler(file).dump(work)
+    return file.getvalue()
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.requires_grad or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
+
+
+def _view(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> Tensor:
+    return torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), offset, shape, stride)
 
 
 def _run(ray: Any, payload: bytes, items: list[tuple[int, Any]], n: int, retries: int) -> Iterator[tuple[int, Any]]:
