@@ -32,7 +32,7 @@ from torch import Tensor
 import secateur as sc
 from cifar import Block, Images, ResNet20, data_folder, read, trained
 from secateur._curves import spearman
-from secateur._score import compare
+from secateur._score import compare, evenly, slope_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 250
@@ -105,12 +105,6 @@ def leave_one_out(model: ResNet20, images: Images) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def slope(x: Tensor, y: Tensor) -> float:
-    """Least squares, with intercept."""
-    x = x - x.mean()
-    return float((x * (y - y.mean())).sum() / (x * x).sum())
-
-
 def ceiling(rises: Tensor) -> float:
     """The root of the measurement's reliability: mean of 20 splits into halves, with Spearman-Brown."""
     found = []
@@ -130,7 +124,7 @@ def judged(split: str, scored_on: int, scores: Sequence[tuple[str, Tensor]], ris
     rows = []
     for name, values in scores:
         order = values.argsort()
-        spread = order[torch.linspace(0, len(order) - 1, CALIBRATED_BY).round().long()]
+        spread = order[evenly(len(order), CALIBRATED_BY)]
         left = torch.ones(len(order), dtype=torch.bool).index_fill(0, spread, False)
         factor = float(measured[spread].sum() / values[spread].sum())
         lowest = float(measured[order[:quarter]].sum())
@@ -141,8 +135,10 @@ def judged(split: str, scored_on: int, scores: Sequence[tuple[str, Tensor]], ris
                 criterion=name,
                 ceiling=top,
                 rank=spearman(values.tolist(), measured.tolist()) or 0.0,
-                slope=slope(values, measured),
-                slope_calibrated=slope(factor * values[left], measured[left]) if factor > 0 else None,
+                slope=slope_of(values.tolist(), measured.tolist()) or 0.0,
+                slope_calibrated=slope_of((factor * values[left]).tolist(), measured[left].tolist())
+                if factor > 0
+                else None,
                 lowest=lowest / cheapest,
                 lowest_over_other=lowest / by_other,
             )

@@ -480,21 +480,27 @@ def test_the_hessian_diagonal_is_found_by_random_probes() -> None:
     torch.testing.assert_close(got, exact, atol=0.1 * float(exact.abs().max()), rtol=0)
 
 
-def test_sampled_curvature_is_the_gauss_newton_diagonal() -> None:
-    model, groups = mlp()
-    x = MLP_DATA[0][0]
+def by_gates(model: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of the logits by the gates of the five hidden units, [N, C, U], and the logits, in float64."""
 
     def output(gates: Tensor) -> Tensor:
         return torch.tanh(model[0](x)) @ (model[2].weight * gates).T + model[2].bias
 
-    jacobian = torch.autograd.functional.jacobian(output, torch.ones(5))  # [N, C, U]
-    p = output(torch.ones(5)).softmax(-1).detach()
+    ones = torch.ones(5)
+    return torch.autograd.functional.jacobian(output, ones).double(), output(ones).detach().double()
+
+
+def test_sampled_curvature_is_the_gauss_newton_diagonal() -> None:
+    model, groups = mlp()
+    x = MLP_DATA[0][0]
+    jacobian, z = by_gates(model, x)
+    p = z.softmax(-1)
     hessian = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
     expected = torch.einsum("ncu,nck,nku->u", jacobian, hessian, jacobian) / len(x)
     made = criteria.obd(curvature="sampled", draws=500)
     for exact in (False, True):
         found = score(model, groups, MLP_DATA, tasks.classification(), criterion=made, exact=exact)
-        torch.testing.assert_close(torch.tensor(found.quadratic[0]) * 2, expected, rtol=0.15, atol=2e-3)
+        torch.testing.assert_close(torch.tensor(found.quadratic[0]).double() * 2, expected, rtol=0.15, atol=2e-3)
 
 
 def expectation(
@@ -510,12 +516,7 @@ def expectation(
 def test_what_is_expected_of_a_gate_follows_from_the_prediction_at_half_its_logits(exact: bool) -> None:
     model, groups = mlp()
     x, y = MLP_DATA[0]
-
-    def output(gates: Tensor) -> Tensor:
-        return torch.tanh(model[0](x)) @ (model[2].weight * gates).T + model[2].bias
-
-    jacobian = torch.autograd.functional.jacobian(output, torch.ones(5)).double()  # [N, C, U]
-    z = output(torch.ones(5)).detach().double()
+    jacobian, z = by_gates(model, x)
     off, softer = z.softmax(-1) - F.one_hot(y, 3), z.softmax(-1) - (z / 2).softmax(-1)
     factor = (off * z).sum() / (softer * z).sum()
     g = torch.einsum("ncu,nc->nu", jacobian, off)
@@ -529,12 +530,7 @@ def test_what_is_expected_of_a_gate_follows_from_the_prediction_at_half_its_logi
 def test_the_curvature_along_the_temperature_is_that_of_the_hessian_by_hand(exact: bool) -> None:
     model, groups = mlp()
     x, y = MLP_DATA[0]
-
-    def output(gates: Tensor) -> Tensor:
-        return torch.tanh(model[0](x)) @ (model[2].weight * gates).T + model[2].bias
-
-    jacobian = torch.autograd.functional.jacobian(output, torch.ones(5)).double()  # [N, C, U]
-    z = output(torch.ones(5)).detach().double()
+    jacobian, z = by_gates(model, x)
     p = z.softmax(-1)
     t = p - (z / 2).softmax(-1)
     hessian = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
@@ -557,12 +553,8 @@ def test_with_two_classes_the_default_has_the_whole_gauss_newton_diagonal() -> N
     model = nn.Sequential(*model[:2], nn.Linear(5, 2))
     groups = couple(trace(model, torch.zeros(2, 4)))
     x, y = MLP_DATA[0][0], MLP_DATA[0][1] % 2
-
-    def output(gates: Tensor) -> Tensor:
-        return torch.tanh(model[0](x)) @ (model[2].weight * gates).T + model[2].bias
-
-    jacobian = torch.autograd.functional.jacobian(output, torch.ones(5)).double()
-    p = model(x).detach().double().softmax(-1)
+    jacobian, z = by_gates(model, x)
+    p = z.softmax(-1)
     hessian = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
     expected = torch.einsum("ncu,nck,nku->u", jacobian, hessian, jacobian) / len(x) / 2
     for labels in (y, 1 - y):

@@ -525,9 +525,9 @@ def _form_groups(solved: _Solved, signature: np.ndarray, classes: np.ndarray, al
     ordered = np.argsort(rank, kind="stable")
     renumber = np.full(len(signature) + 1, -1)
     renumber[order[ordered]] = np.arange(len(order))
-    sizes_of = np.bincount(rank, minlength=0)
-    starts = np.cumsum(sizes_of) - sizes_of
-    solved.units_of_group = [np.arange(a, a + n) for a, n in zip(starts.tolist(), sizes_of.tolist(), strict=True)]
+    counts = np.bincount(rank)
+    starts = np.cumsum(counts) - counts
+    solved.units_of_group = [np.arange(a, a + n) for a, n in zip(starts.tolist(), counts.tolist(), strict=True)]
     solved.group_of_unit[:] = rank[ordered]
     solved.local[:] = np.arange(len(order)) - starts[rank[ordered]]
     solved.unit_of_class = renumber[solved.unit_of_class]

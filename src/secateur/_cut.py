@@ -45,7 +45,6 @@ _COMPARED = (
 )
 
 
-@uncollected()
 def cut(
     model: nn.Module,
     groups: Groups,
@@ -81,8 +80,9 @@ def cut(
         )
     if receipt is not None:
         _check_origin(model, receipt)
-    step = receipt_for(model, groups, plan.kept)
-    small = apply(model, step)
+    with uncollected():
+        step = receipt_for(model, groups, plan.kept)
+        small = apply(model, step)
     if verify:
         if any(p.is_meta for p in model.parameters()):
             raise InputError(

@@ -318,7 +318,7 @@ def calibrate(
     check_data(batches, example_hashes(batches))
     everything, _ = _sample(model, groups, sum(g.n_units for g in groups.groups), 0)
     ordered = sorted(everything, key=lambda unit: (scores.values[unit[0]][unit[1]], unit))
-    chosen = [ordered[round(i)] for i in torch.linspace(0, len(ordered) - 1, min(n_units, len(ordered))).tolist()]
+    chosen = [ordered[i] for i in evenly(len(ordered), n_units)]
     dense, rises = _leave_one_out(model, groups, batches, task, chosen, "calibrate", progress)
     weights = dense.weights / dense.weights.sum()
     total = torch.stack(rises).sum(0)
@@ -344,6 +344,11 @@ def calibrate(
         linear=scaled(scores.linear),
         quadratic=scaled(scores.quadratic),
     )
+
+
+def evenly(n: int, most: int) -> list[int]:
+    """At most so many of the positions 0 to n - 1, evenly spread, the first and the last among them."""
+    return [round(i) for i in torch.linspace(0, n - 1, min(most, n)).tolist()]
 
 
 def _leave_one_out(
@@ -429,7 +434,7 @@ def _agreement(
         group=group,
         n=len(rows),
         spearman=spearman(x, y),
-        slope=_slope(x, y) if scores.unit == "nats" else None,
+        slope=slope_of(x, y) if scores.unit == "nats" else None,
         cost=_cost_of_lowest(x, y),
     )
 
@@ -440,7 +445,8 @@ def _cost_of_lowest(order_by: Sequence[float], values: Sequence[float]) -> float
     return sum(values[i] for i in lowest) / len(lowest)
 
 
-def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
+def slope_of(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Least-squares slope of y over x, with intercept."""
     n = len(x)
     mx, my = sum(x) / n, sum(y) / n
     xx = sum((a - mx) ** 2 for a in x)

@@ -590,10 +590,8 @@ def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs:
             found[base] = unexpected(stats.sums["gate_moments"] / stats.weight, _expected(stats), found["n"])
         elif base == "gate_expected":
             found[base] = _expected(stats)[units]
-        elif base == "gate_sampled":
+        elif base in ("gate_sampled", "gate_projected"):
             found[base] = stats.sums[need][units] / stats.weight * _factor(stats) ** torch.tensor([0, 0, 0, 0, 1])
-        elif base == "gate_projected":
-            found[base] = stats.sums[base][units] / stats.weight * _factor(stats) ** torch.tensor([0, 0, 0, 0, 1])
         elif base == "projected_share":
             found[base] = _projected_share(stats)
         elif base in PASS:
@@ -857,14 +855,13 @@ def _batch_statistics(
             sums["slopes"] = found.slopes
             if found.along is not None:
                 trace, squares = found.along
-                s = (trace / squares.clamp(min=1e-300)).unsqueeze(1) * e * e
-                sums["gate_projected"] = torch.stack([w @ v for v in (s, s * s, g * s, g * g * s, e * s)], dim=1)
+                sums["gate_projected"] = _curved(w, g, e, (trace / squares.clamp(min=1e-300)).unsqueeze(1) * e * e)
                 sums["projected_share"] = w @ trace
         for need in needs:
             if need.partition("/")[0] == "gate_sampled":
                 s = torch.stack([d.cpu().double().square() for d in found.drawn[: _count(need)]]).mean(0)
                 _check_gates(s, groups, plan, where)
-                sums[need] = torch.stack([w @ v for v in (s, s * s, g * s, g * g * s, e * s)], dim=1)
+                sums[need] = _curved(w, g, e, s)
     for need in needs:
         if need.startswith("gate_hessian"):
             estimates = _hessian(model, plan, batch, task, _count(need), generator, w, where)
@@ -899,6 +896,11 @@ def _batch_statistics(
         needs=needs,
         per_example=task.per_example,
     )
+
+
+def _curved(w: Tensor, g: Tensor, e: Tensor, s: Tensor) -> Tensor:
+    """What is kept of a second derivative s beside g and e, [N, U] each: weighted sums, [U, 5]."""
+    return torch.stack([w @ v for v in (s, s * s, g * s, g * g * s, e * s)], dim=1)
 
 
 def _count(need: str) -> int:

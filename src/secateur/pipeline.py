@@ -112,7 +112,7 @@ def prune(
         example_inputs=example_inputs,
         data=data,
         task=task,
-        criterion=criterion or criteria.obd(curvature="projected" if task.labels else "sampled"),
+        criterion=criterion or (criteria.obd() if task.labels else criteria.obd(curvature="sampled")),
         allocator=allocator or allocators.greedy(),
         recovery=recovery or recoveries.chain(recoveries.finetune(epochs=3), recoveries.recalibrate()),
         schedule=schedule or schedules.cubic(),

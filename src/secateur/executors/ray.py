@@ -85,9 +85,11 @@ def _pickled(ray: Any, work: Any) -> bytes:
 
     class Pickler(ray.cloudpickle.CloudPickler):  # type: ignore[misc]
         def reducer_override(self, item: Any) -> Any:
-            if type(item) is not Tensor or not _is_plain(item) or any(item is whole for whole in memories.values()):
+            if type(item) is not Tensor or not _is_plain(item):
                 return super().reducer_override(item)
             storage = item.untyped_storage()
+            if memories.get(storage._cdata) is item:
+                return super().reducer_override(item)
             if storage._cdata not in memories:
                 memories[storage._cdata] = torch.empty(0, dtype=torch.uint8).set_(storage)
             where = (item.dtype, tuple(item.shape), item.stride(), item.storage_offset())
