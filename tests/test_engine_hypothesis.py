@@ -373,7 +373,7 @@ class States(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.transpose(0, 1)
         if self.packed:
-            lengths = torch.tensor([x.shape[0], *[x.shape[0] - 3] * (x.shape[1] - 1)])
+            lengths = torch.tensor([x.shape[0], *[max(1, x.shape[0] - 3)] * (x.shape[1] - 1)])
             y, (_, c) = self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths))
             y, _ = nn.utils.rnn.pad_packed_sequence(y)
         else:
@@ -597,3 +597,9 @@ def test_random_networks_of_both_kinds_are_cut_exactly(
 
 def test_an_lstm_projected_to_a_single_feature_is_cut_exactly() -> None:
     check(2, (), (("states", 2, True, False, 1, False),), "tokens", 0)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+def test_a_cell_that_runs_a_single_step_from_a_given_state_is_cut_exactly(kind: str) -> None:
+    for seed in range(4):
+        check(2, (), (("cells", "lstm", 2, False), ("cells", kind, 3, True)), "tokens", seed)

@@ -598,7 +598,8 @@ def _statements(lengths: _Lengths) -> tuple[list[Statement], list[Link], list[tu
                 )
             for here, there in equal_lengths(call, lambda v, run=run: run.values[v]):  # type: ignore[misc]
                 left, right = _shifted(here, offset), _shifted(there, offset)
-                links.append(Link(left=left, right=right, reason=f"{call.function} in equal parts", source=call.source))
+                reason = f"equal lengths in {call.function}"
+                links.append(Link(left=left, right=right, reason=reason, source=call.source))
         for c in run.comparisons:
             left, right = _shifted(c.left, offset), _shifted(c.right, offset)
             links.append(

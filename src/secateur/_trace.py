@@ -40,17 +40,17 @@ from secateur._replay import (
 from secateur._surgery import fingerprint_structure, tensors
 from secateur.errors import InputError, TraceError, UnsupportedModel
 from secateur.ops.modules import swap_key
+from secateur.ops.sizes import CELLS
 from secateur.schema.graph import Attribute, Call, Graph, Integer, Node, Parameter, Ref, Run, Size, Value
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | list[Any]
 
 _MODES: tuple[Literal["eval", "train"], ...] = ("eval", "train")
-# calls whose integer arguments shape their result; kept even when no integer in them has a memory
-_SHAPING = frozenset(
-    "view reshape expand repeat new_zeros new_ones new_full new_empty zeros ones empty full unflatten split "
-    "split_with_sizes chunk tensor_split pad __getitem__ narrow slice_scatter conv1d conv2d conv3d conv_transpose1d "
-    "slice conv_transpose2d conv_transpose3d group_norm layer_norm rms_norm repeat_interleave unfold roll "
-    "__setitem__".split()
+# calls whose integer arguments shape their result, kept even when no integer in them has a memory; and those of cells
+_SHAPING = CELLS.union(
+    "view reshape expand repeat new_zeros new_ones new_full new_empty zeros ones empty full unflatten split slice pad "
+    "split_with_sizes chunk tensor_split __getitem__ narrow slice_scatter conv1d conv2d conv3d conv_transpose1d "
+    "conv_transpose2d conv_transpose3d group_norm layer_norm rms_norm repeat_interleave unfold roll __setitem__".split()
 )
 
 

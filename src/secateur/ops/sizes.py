@@ -43,8 +43,20 @@ def requirements(call: Call, value: Lookup) -> Iterator[Requirement]:
         yield from reader(call, value)
 
 
+# a single step couples the state it is given with nothing that it makes, but torch wants both of one width
+CELLS = frozenset("rnn_tanh_cell rnn_relu_cell gru_cell lstm_cell".split())
+
+
 def equal_lengths(call: Call, value: Lookup) -> Iterator[tuple[Size, Size]]:
-    """Axes that a call makes equally long: the parts of tensor_split(x, n)."""
+    """Axes that a call makes, or wants, of one length: the parts of tensor_split(x, n), the states of a cell."""
+    if call.function in CELLS:
+        given = _argument(call, 1, "hx")
+        states = given if isinstance(given, tuple) else (given,)
+        for before, after in zip(states, call.outputs, strict=True):
+            assert isinstance(before, Ref)
+            assert after is not None
+            yield Size(before.value, len(value(after).shape) - 1), Size(after, len(value(after).shape) - 1)
+        return
     if call.function != "tensor_split" or not _is_int(_argument(call, 1, "indices_or_sections")):
         return
     parts = [o for o in call.outputs if o is not None]
