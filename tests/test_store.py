@@ -191,6 +191,18 @@ def test_tensors_read_back_bit_for_bit(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
 
+def test_tensors_are_read_into_memory_of_their_own_as_torch_aligns_it(tmp_path: Path) -> None:
+    """A view into the file starts at any byte: kernels then take another path, whose last bits are others."""
+    path = tmp_path / "a.safetensors"
+    odd = {f"t{k}": torch.arange(2 * k + 1, dtype=torch.float32) for k in range(20)}
+    _store.save_tensors(path, odd)
+    read = _store.load_tensors(path)
+    aligned = [torch.empty(2 * k + 1).data_ptr() % 64 == 0 for k in range(20)]
+    assert [read[f"t{k}"].data_ptr() % 64 == 0 for k in range(20)] == aligned == [True] * 20
+    path.write_bytes(b"")  # what was read stays
+    assert all(torch.equal(read[name], value) for name, value in odd.items())
+
+
 def test_truncated_or_changed_tensors_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     _store.save_tensors(path, {"w": torch.arange(8.0)})

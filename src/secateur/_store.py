@@ -181,7 +181,8 @@ def load_tensors(path: str | Path, *, device: str | torch.device = "cpu") -> dic
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            # Copies: what the file gives may be views of it, at addresses that make kernels take other paths.
+            tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
     except (SafetensorError, UnicodeDecodeError) as error:
         raise FileCorrupt(
             "this is not a whole safetensors file", where=str(path), got=error, todo="make it again"
