@@ -547,6 +547,94 @@ def test_the_curvature_along_the_temperature_is_that_of_the_hessian_by_hand(exac
         assert 0.3 < float(share) < 1
 
 
+AT_THE_OUTPUT = ("gate_expected", "gate_projected", "projected_share", "curvature_ratio")
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["tapped", "one by one"])
+def test_what_is_asked_at_the_output_weighs_an_example_as_that_many_copies_of_it(exact: bool) -> None:
+    model, groups = mlp()
+    x, y = MLP_DATA[0]
+    copies = torch.arange(len(x)) % 4
+    task = dataclasses.replace(tasks.classification(), weights=lambda batch: copies.double())
+    needs = ["gate_moments", *AT_THE_OUTPUT]
+    repeated = [(x.repeat_interleave(copies, 0), y.repeat_interleave(copies))]
+    found, expected = (
+        _stats.of_group(_stats.collect(model, groups, data, t, needs, exact=exact), model, groups, 0, needs)
+        for data, t in ((MLP_DATA, task), (repeated, tasks.classification()))
+    )
+    for name in AT_THE_OUTPUT:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-9)
+
+
+def test_the_curvature_of_losses_that_multiply_two_outputs_is_that_by_hand() -> None:
+    class Two(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            a, b, _ = self.inner(x).unbind(1)
+            return a, b
+
+    model = Two(mlp()[0])
+    told = couple(trace(model, MLP_DATA[0][0]))
+    x, y = MLP_DATA[0]
+    task = Task(
+        forward=lambda m, batch: m(batch[0]), losses=lambda out, batch: (out[0] * out[1] - batch[1]).square(), name="t"
+    )
+    needs = ["gate_moments", "curvature_ratio"]
+    stats = _stats.collect(model, told, MLP_DATA, task, needs)
+    a, b = (v.double() for v in model(x))
+    off = 2 * (a * b - y)
+    expected = (2 * (a * a + b * b)).sum() / (off.square() * (a * a + b * b)).sum()
+    found = _stats.of_group(stats, model, told, 0, needs)["curvature_ratio"]
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=0)
+
+
+def test_what_the_model_makes_of_a_part_of_its_output_is_not_the_losses_doing() -> None:
+    """A model that also returns its hidden layer, of which it makes the logits, is told what one without is."""
+
+    class Telling(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            hidden = self.inner[:2](x)
+            return self.inner[2](hidden), hidden
+
+    inner, groups = mlp()
+    told = grouped(
+        *(
+            dataclasses.replace(
+                g,
+                members=tuple(
+                    dataclasses.replace(m, param=f"inner.{m.param}", readers=tuple(f"inner.{r}" for r in m.readers))
+                    for m in g.members
+                ),
+            )
+            for g in groups.groups
+        )
+    )
+    needs = ["gate_moments", *AT_THE_OUTPUT]
+    found, expected = (
+        _stats.of_group(_stats.collect(m, g, MLP_DATA, tasks.classification(), needs), m, g, 0, needs)
+        for m, g in ((Telling(inner), told), (inner, groups))
+    )
+    for name in AT_THE_OUTPUT:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+@pytest.mark.parametrize("shape", [(3,), (16, 5), (2, 3, 7)])
+def test_signs_are_fair_and_independent(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([_stats._signs(torch.Size(shape), generator).flatten() for _ in range(4000)])
+    assert set(drawn.unique().tolist()) == {-1.0, 1.0}
+    second = drawn.T @ drawn / len(drawn)
+    torch.testing.assert_close(second, torch.eye(len(second)), rtol=0, atol=5 / math.sqrt(len(drawn)))
+    assert float(drawn.mean(0).abs().max()) < 5 / math.sqrt(len(drawn))
+
+
 def test_with_two_classes_the_default_has_the_whole_gauss_newton_diagonal() -> None:
     """Then all curvature lies along the temperature: no label is left in it."""
     model, _ = mlp()

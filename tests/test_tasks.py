@@ -108,6 +108,21 @@ def test_an_example_without_counted_tokens_has_no_weight() -> None:
     assert found.losses[1] == 0
 
 
+@pytest.mark.parametrize("classes_last", [True, False])
+def test_the_losses_of_tokens_do_not_depend_on_how_the_logits_lie_in_memory(classes_last: bool) -> None:
+    logits, labels = torch.randn(3, 5, 7), torch.randint(0, 7, (3, 5))
+    labels[0, 1] = labels[2] = -100
+    given = logits if classes_last else logits.transpose(1, 2).contiguous().transpose(1, 2)
+    task = tasks.token_classification()
+    logp = logits.log_softmax(-1)
+    counted = labels.ne(-100)
+    each = -logp.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1) * counted
+    torch.testing.assert_close(task.losses(given, (torch.ones(3), labels)), each.sum(1) / counted.sum(1).clamp(min=1))
+    soft = -((logits / 2).softmax(-1) * logp).sum(-1) * counted
+    assert task.tempered is not None
+    torch.testing.assert_close(task.tempered(given, (torch.ones(3), labels)), soft.sum(1) / counted.sum(1).clamp(min=1))
+
+
 def test_segmentation_averages_over_pixels() -> None:
     logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
     labels[0, 0, 0] = 255

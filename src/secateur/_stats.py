@@ -806,8 +806,7 @@ class _Found(NamedTuple):
     """What one batch gave.
 
     losses: [N].  gates: [N, U].  tempered: [N, U].  drawn: k of [N, U].  inputs: parameter -> [axis, 5].
-    ranks: parameter -> [axis, 2].  shifts: parameter -> [axis].  curvature: [2], see `_curvature`.
-    slopes: [2], see `_slopes`.  along: two of [N], see `_along`.
+    ranks: parameter -> [axis, 2].  shifts: parameter -> [axis].  slopes: [2], see `_slope`.  bend: see `_bend`.
     """
 
     losses: Tensor
@@ -818,9 +817,21 @@ class _Found(NamedTuple):
     inputs: Mapping[str, Tensor]
     ranks: Mapping[str, Tensor]
     shifts: Mapping[str, Tensor]
-    curvature: Tensor | None
     slopes: Tensor | None
-    along: tuple[Tensor, Tensor] | None
+    bend: _Bend | None
+
+
+class _Bend(NamedTuple):
+    """Second derivatives of the losses by the model's output, all float64; t is the tempered losses' gradient there.
+
+    trace: sum over n of w tr H[n].  squares: sum over n of w |gradient of loss n|^2.  along: t'Ht / |t|^2 per example,
+    [N].  direction: |t|^2 per example, [N].  Both are 0 where the output does not say whose it is, or t is not known.
+    """
+
+    trace: Tensor
+    squares: Tensor
+    along: Tensor
+    direction: Tensor
 
 
 def _batch_statistics(
@@ -845,18 +856,19 @@ def _batch_statistics(
             square = g * g
             sums["gate_moments"] = torch.stack([w @ g, w @ square, w @ (square * g), w @ (square * square)], dim=1)
             sums["gate_absolute"] = w @ g.abs()
-        if found.curvature is not None:
-            sums["curvature_ratio"] = found.curvature
+        bend = found.bend
+        if bend is not None:
+            sums["curvature_ratio"] = torch.stack([bend.trace, bend.squares])
         e = torch.zeros_like(g)
         if found.tempered is not None and found.slopes is not None:
             e = found.tempered.cpu().double()
             _check_gates(e, groups, plan, where)
             sums["gate_expected"] = torch.stack([w @ v for v in (e, e * e, g * e, g * g * e)], dim=1)
             sums["slopes"] = found.slopes
-            if found.along is not None:
-                trace, squares = found.along
-                sums["gate_projected"] = _curved(w, g, e, (trace / squares.clamp(min=1e-300)).unsqueeze(1) * e * e)
-                sums["projected_share"] = w @ trace
+            if bend is not None:
+                ratio = bend.along / bend.direction.clamp(min=1e-300)
+                sums["gate_projected"] = _curved(w, g, e, ratio.unsqueeze(1) * e * e)
+                sums["projected_share"] = w @ bend.along
         for need in needs:
             if need.partition("/")[0] == "gate_sampled":
                 s = torch.stack([d.cpu().double().square() for d in found.drawn[: _count(need)]]).mean(0)
@@ -941,9 +953,14 @@ def _measure(
     shifts: dict[str, Tensor] = {}
     taps = _Taps(plan, parameters, watch=watched, record=bool(bases & _SEEN), ranks="feature_rank" in bases)
     taps.pull = "gate_shift" in bases
+    spots: list[Tensor] = []
+    t: list[Tensor | None] = []
+    slopes: Tensor | None = None
     with _requiring(model, {*names, *checked}):
         with taps:
             out = task.forward(model, batch)
+        if bases & _EXPECTED:
+            out, spots = _watched_output(out)
         losses = check_losses(task.losses(out, batch), task, where=where)
         n = len(losses)
         if not task.per_example and n != 1:
@@ -959,35 +976,36 @@ def _measure(
             # the weights (tokens) are small numbers, whatever they are: half precision has no room for large ones.
             scale = 1.0 if even else float(w.mean()) or 1.0
             share = torch.ones_like(w) if even else w / scale
-            gates, totals, pulls = taps.backward(
-                losses if even else share * losses, sorted({*names, *checked}), keep=again
-            )
+            back = taps.backward(losses if even else share * losses, sorted({*names, *checked}), spots, keep=again)
+            gates, totals = back.gates, back.gradients
             if first:
                 _verify(plan, groups, parameters, gates, totals)
-            if not even:
-                gates = gates / share.to(gates).clamp(min=torch.finfo(gates.dtype).tiny).unsqueeze(1)
+            each = share.to(gates).clamp(min=torch.finfo(gates.dtype).tiny).unsqueeze(1)
+            gates = gates / each
             by = w if even else torch.full_like(w, scale)
-            shifts = {k: (by.to(v.dtype) @ v).cpu().double() for k, v in pulls.items()}
-            scale = scale if task.per_example else float(w[0])
-            gradients = {k: totals[k].double() * scale for k in names}
+            shifts = {k: (by.to(v.dtype) @ v).cpu().double() for k, v in back.pulls.items()}
+            gradients = {k: totals[k].double() * (scale if task.per_example else float(w[0])) for k in names}
             taps.pull = False
             if bases & _EXPECTED:
                 assert task.tempered is not None
                 surrogate = check_losses(task.tempered(out, batch), task, where=where)
-                tempered = taps.backward(surrogate, (), keep=draws > 0)[0]
+                expected = taps.backward(surrogate if even else share * surrogate, (), spots, keep=draws > 0)
+                tempered = expected.gates / each
+                t = [None if grad is None else grad * scale for grad in expected.spots]
+                slopes = scale * torch.stack([_slope(spots, grads) for grads in (back.spots, expected.spots)])
             for k in range(draws):
                 assert task.curvature is not None
                 surrogate = check_losses(task.curvature(out, batch, generator), task, where=where)
-                drawn.append(taps.backward(surrogate, (), keep=k + 1 < draws)[0])
+                drawn.append(taps.backward(surrogate, (), keep=k + 1 < draws).gates)
         elif watched:
             plan.tapped -= {g.group for g in plan.gates if g.param in taps.bad or g.param not in taps.inputs}
         if names and not gated:
             taps.sink = None
-            gradients = {k: v.double() for k, v in taps.gradients((w * losses).sum(), sorted(names)).items()}
+            gradients = {k: v.double() for k, v in taps.gradients((w * losses).sum(), sorted(names))[0].items()}
         # Break the circle between taps and graph, so that activations are freed now and not by the collector.
         taps.sink = None
     for name, value in gradients.items():
-        if not bool(torch.isfinite(value).all()):
+        if not _finite(value):
             raise NonFinite(f"the gradient of {name} is not finite", where=where, todo=_HALF)
     if gated:
         assert gates is not None
@@ -1006,8 +1024,6 @@ def _measure(
                 curvature_of = task.curvature
                 drawn = [with_slow(d, lambda out, batch: curvature_of(out, batch, generator)) for d in drawn]
     plan.verified |= set(range(len(groups.groups)))
-    curvature = _curvature(out, batch, task, w, generator) if bases & _CURVED else None
-    slopes = _slopes(out, batch, task, w) if tempered is not None else None
     return _Found(
         losses=losses.detach(),
         gates=gates,
@@ -1017,9 +1033,8 @@ def _measure(
         inputs=dict(taps.inputs),
         ranks=dict(taps.ranks),
         shifts=shifts,
-        curvature=curvature,
         slopes=slopes,
-        along=_along(out, batch, task, n) if tempered is not None and bases & _PROJECTED else None,
+        bend=_bend(out, batch, task, w, generator, t) if bases & (_CURVED | _PROJECTED) else None,
     )
 
 
@@ -1062,8 +1077,8 @@ def _members_of(groups: Groups, parameters: Mapping[str, Tensor], wanted: Sequen
 
 
 def _check_gates(g: Tensor, groups: Groups, plan: _Plan, where: str) -> None:
-    bad = ~torch.isfinite(g).all(0)
-    if bool(bad.any()):
+    if not _finite(g):
+        bad = ~torch.isfinite(g).all(0)
         unit = int(bad.nonzero()[0])
         index = max(i for i, start in enumerate(plan.offsets[:-1]) if start <= unit)
         group = groups.groups[index]
@@ -1074,6 +1089,11 @@ def _check_gates(g: Tensor, groups: Groups, plan: _Plan, where: str) -> None:
             expected="finite gradients",
             todo=_HALF,
         )
+
+
+def _finite(t: Tensor) -> bool:
+    """Whether all numbers are; their sum is not where one is not, and is found faster."""
+    return bool(torch.isfinite(t.sum())) or bool(torch.isfinite(t).all())
 
 
 def _refuse_sums(model: nn.Module, batch: Batch, task: Task) -> None:
@@ -1230,6 +1250,20 @@ class _Late(torch.autograd.Function):
         return grad, None if weight is None else weight.to(steps.weight), root, None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Back:
+    """What came back from the losses.
+
+    gates: [N, U], of each example's own loss.  gradients: of the sum of losses, by parameter.  spots: likewise, by the
+    watched parts of the output.  pulls: dloss[n]/dx summed over positions, [N, C], by parameter, if asked for.
+    """
+
+    gates: Tensor
+    gradients: dict[str, Tensor]
+    spots: list[Tensor | None]
+    pulls: dict[str, Tensor]
+
+
 class _Taps(TorchFunctionMode):
     """Watches a forward pass for calls that contract a gated weight with its input, and taps that input."""
 
@@ -1324,13 +1358,8 @@ class _Taps(TorchFunctionMode):
             ranks = torch.linalg.matrix_rank(x).double().sum(0).cpu()
             _accumulate(self.ranks, name, torch.stack([torch.full_like(ranks, len(x)), ranks], dim=1))
 
-    def backward(
-        self, losses: Tensor, names: Sequence[str], *, keep: bool
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Gate gradients [N, U] of each example's own loss; gradients of the sum of losses by parameter; and pulls.
-
-        Pulls, made if `pull` is set, are dloss[n]/dx summed over positions, [N, C], by parameter.
-        """
+    def backward(self, losses: Tensor, names: Sequence[str], spots: Sequence[Tensor] = (), *, keep: bool) -> _Back:
+        """Each example's own gate gradients, and the gradients of the sum of losses by parameters and spots."""
         n = len(losses)
         gates = torch.zeros(n, self.plan.n_units, dtype=torch.float64, device=losses.device)
         if losses.device.type == "mps":
@@ -1346,24 +1375,26 @@ class _Taps(TorchFunctionMode):
                     _accumulate(pulls, call.param, _per_example(grad, call.channel, layout, n))
 
         self.sink = add
-        totals = self.gradients(losses.sum(), names, keep=keep)
+        totals, at = self.gradients(losses.sum(), names, spots, keep=keep)
         for gate in self.plan.gates:
             if gate.group in self.plan.tapped and gate.param in each:
                 owner = gate.owner.to(gates.device)
                 inside = owner >= 0
                 gates.index_add_(1, owner[inside], each[gate.param][:, inside].to(gates.dtype))
-        return gates, totals, pulls
+        return _Back(gates=gates, gradients=totals, pulls=pulls, spots=at)
 
-    def gradients(self, loss: Tensor, names: Sequence[str], *, keep: bool = False) -> dict[str, Tensor]:
-        """Gradients of `loss` by parameter; whatever taps lie on the way report to the sink."""
+    def gradients(
+        self, loss: Tensor, names: Sequence[str], spots: Sequence[Tensor] = (), *, keep: bool = False
+    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        """Gradients of `loss` by parameter and by spot; whatever taps lie on the way report to the sink."""
+        weights = [self.parameters[k] for k in names]
         if not loss.requires_grad:
-            return {k: torch.zeros_like(self.parameters[k]) for k in names}
+            return {k: torch.zeros_like(w) for k, w in zip(names, weights, strict=True)}, [None] * len(spots)
         with torch.autograd.set_multithreading_enabled(False):
-            grads = torch.autograd.grad(
-                loss, [self.root, *(self.parameters[k] for k in names)], retain_graph=keep, allow_unused=True
-            )
-        pairs = zip(names, grads[1:], strict=True)
-        return {k: torch.zeros_like(self.parameters[k]) if g is None else g for k, g in pairs}
+            asked = [self.root, *weights, *spots]
+            grads = torch.autograd.grad(loss, asked, retain_graph=keep, allow_unused=True)[1:]
+        found = zip(names, weights, grads[: len(names)], strict=True)
+        return {k: torch.zeros_like(w) if g is None else g for k, w, g in found}, list(grads[len(names) :])
 
 
 _Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -1424,7 +1455,7 @@ def _cell(kind: str, a: Tensor, b: Tensor, h: Tensor, c: Tensor | None) -> tuple
     """One step of nn.LSTM or nn.RNN from b = W_ih x + b_ih + W_hh h + b_hh; of nn.GRU from both halves, a and b."""
     if kind == "lstm":
         assert c is not None
-        i, f, g, o = b.chunk(4, dim=-1)
+        i, f, g, o = b.chunk(4, dim=-1)  # its way back is one call; slices have one each, which fills with zeros
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
     if kind == "gru":
@@ -1784,12 +1815,28 @@ def _hessian_products(
                     if p is not None:
                         total[k] += p
     for k, p in total.items():
-        if not bool(torch.isfinite(p).all()):
+        if not _finite(p):
             raise NonFinite(f"the Hessian times the gradient is not finite at {k}", todo=_HALF)
     return total
 
 
 # Second order
+
+
+def _watched_output(out: Any) -> tuple[Any, list[Tensor]]:
+    """The same output, with the tensors in it by which losses can be differentiated while they go on into the model.
+
+    Views, since what the model itself makes of a part of its output is not the losses' doing.
+    """
+    spots: list[Tensor] = []
+
+    def view(item: Any) -> Any:
+        if isinstance(item, Tensor) and item.is_floating_point():
+            spots.append(item.view_as(item) if item.requires_grad else item.detach().requires_grad_())
+            return spots[-1]
+        return item
+
+    return map_leaves(view, out), spots
 
 
 def _leaves_of(out: Any) -> tuple[Any, list[Tensor]]:
@@ -1805,64 +1852,50 @@ def _leaves_of(out: Any) -> tuple[Any, list[Tensor]]:
     return map_leaves(detach, out), spots
 
 
-def _slopes(out: Any, batch: Batch, task: Task, w: Tensor) -> Tensor:
-    """How losses and tempered losses rise along the output: sums over n of w <out[n], grad[n]>, [2] float64."""
-    assert task.tempered is not None
-    own, spots = _leaves_of(out)
-    slopes = torch.zeros(2, dtype=torch.float64)
-    for k, losses_of in enumerate((task.losses, task.tempered)):
-        grads = torch.autograd.grad((w * losses_of(own, batch)).sum(), spots, allow_unused=True)
-        for spot, grad in zip(spots, grads, strict=True):
-            if grad is not None:
-                slopes[k] += (spot.detach().double() * grad.double()).sum().cpu()
-    return slopes
+def _slope(spots: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
+    """How losses rise along the output: the sum of <spot, gradient>, float64."""
+    slope = torch.zeros((), dtype=torch.float64)
+    for spot, grad in zip(spots, grads, strict=True):
+        if grad is not None:
+            slope += _products(spot.detach(), grad).sum(dtype=torch.float64).cpu()
+    return slope
 
 
-def _along(out: Any, batch: Batch, task: Task, n: int) -> tuple[Tensor, Tensor]:
-    """Per example: the trace t'Ht / |t|^2 of the losses' Hessian along the tempered losses' gradient t, and |t|^2.
-
-    Both by the model's output, [N] float64. 0 where the output does not say which example it belongs to.
-    """
-    assert task.tempered is not None
-    own, spots = _leaves_of(out)
-    spots = [spot for spot in spots if spot.dim() and len(spot) == n]
-    directions = torch.autograd.grad(task.tempered(own, batch).sum(), spots, allow_unused=True) if spots else ()
-    found = [(spot, t) for spot, t in zip(spots, directions, strict=True) if t is not None]
-    curved, squares = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    inside = [spot for spot, _ in found]
-    if not inside:
-        return curved, squares
-    grads = torch.autograd.grad(task.losses(own, batch).sum(), inside, create_graph=True, allow_unused=True)
-    slope = [(g * t).sum() for g, (_, t) in zip(grads, found, strict=True) if g is not None and g.requires_grad]
-    products = (
-        torch.autograd.grad(torch.stack(slope).sum(), inside, allow_unused=True) if slope else [None] * len(found)
-    )
-    for (_, t), ht in zip(found, products, strict=True):
-        squares += t.double().square().reshape(n, -1).sum(1).cpu()
-        if ht is not None:
-            curved += (t.double() * ht.double()).reshape(n, -1).sum(1).cpu()
-    return curved / squares.clamp(min=1e-300), squares
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """a * b, in half precision not rounded to half."""
+    return a.float() * b.float() if a.dtype in (torch.float16, torch.bfloat16) else a * b
 
 
-def _curvature(out: Any, batch: Batch, task: Task, w: Tensor, generator: torch.Generator) -> Tensor:
-    """(sum over n of w tr H[n], sum over n of w |grad[n]|^2) of the losses with respect to the output: [2] float64.
+def _by_example(a: Tensor, b: Tensor) -> Tensor:
+    """Sums of a * b over everything but the first axis: [N] float64."""
+    return _products(a, b).unsqueeze(-1).flatten(1).sum(1, dtype=torch.float64).cpu()
 
-    The trace is exact for small outputs (up to 32 numbers per example), else estimated with random signs. Only the
-    loss function is differentiated, not the model.
+
+def _bend(
+    out: Any, batch: Batch, task: Task, w: Tensor, generator: torch.Generator, t: Sequence[Tensor | None]
+) -> _Bend:
+    """Second derivatives of the losses by the model's output. Only the loss function is differentiated, not the model.
+
+    The trace is exact for small outputs (up to 32 numbers per example), else estimated with random signs.
+
+    Args:
+        t: gradient of the weighted sum of the tempered losses by every part of the output; empty where not known.
     """
     own, spots = _leaves_of(out)
     values = task.losses(own, batch)
-    trace, squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64)
     try:
-        # Two gradients: with the root of the weights, so that squares have the weight; and with the weights, whose
-        # derivative is the weighted Hessian.
-        grads = torch.autograd.grad((w.sqrt() * values).sum(), spots, retain_graph=True, allow_unused=True)
-        weighted = torch.autograd.grad((w * values).sum(), spots, create_graph=True, allow_unused=True)
-        for spot, grad, line in zip(spots, grads, weighted, strict=True):
-            if grad is not None:
-                squares = squares + grad.double().square().sum().cpu()
-            if line is not None and line.requires_grad:  # else the losses are linear in this part of the output
-                trace = trace + _trace(line, spot, len(values), generator).cpu()
+        # The derivative of the weighted gradient is the weighted Hessian; squares have the weight with its root.
+        lines = torch.autograd.grad((w * values).sum(), spots, create_graph=True, allow_unused=True)
+        rooted: Sequence[Tensor | None] = lines
+        if not bool((w == 1).all()):
+            rooted = torch.autograd.grad((w.sqrt() * values).sum(), spots, retain_graph=True, allow_unused=True)
+        along, direction = _along(lines, spots, t, w)
+        traces = [
+            _trace(line, spot, len(values), generator).cpu()
+            for line, spot in zip(lines, spots, strict=True)
+            if line is not None and line.requires_grad  # else the losses are linear in this part of the output
+        ]
     except RuntimeError as reason:
         raise MissingStatistic(
             f"the losses of task {task.name!r} cannot be differentiated twice by the model's output",
@@ -1870,25 +1903,62 @@ def _curvature(out: Any, batch: Batch, task: Task, w: Tensor, generator: torch.G
             got=f"{type(out).__name__}: {str(reason).splitlines()[0]}",
             todo=_EMPIRICAL,
         ) from None
-    return torch.stack([trace, squares])
+    return _Bend(
+        trace=sum(traces, zero),
+        squares=sum((g.detach().double().square().sum().cpu() for g in rooted if g is not None), zero),
+        along=along,
+        direction=direction,
+    )
+
+
+def _along(
+    lines: Sequence[Tensor | None], spots: Sequence[Tensor], t: Sequence[Tensor | None], w: Tensor
+) -> tuple[Tensor, Tensor]:
+    """t'Ht / |t|^2 and |t|^2 of every example, [N] float64.
+
+    Args:
+        lines: gradient of the weighted sum of losses by spot, differentiable.  t: that of the tempered losses.
+    """
+    n = len(w)
+    curved, squares = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    each = zip(lines, spots, t or [None] * len(spots), strict=True)
+    found = [(line, spot, d) for line, spot, d in each if d is not None and spot.dim() and len(spot) == n]
+    slope = [(line * d).sum() for line, _, d in found if line is not None and line.requires_grad]
+    products: Sequence[Tensor | None] = [None] * len(found)
+    if slope:
+        asked = [spot for _, spot, _ in found]
+        products = torch.autograd.grad(torch.stack(slope).sum(), asked, retain_graph=True, allow_unused=True)
+    for (_, _, d), product in zip(found, products, strict=True):
+        squares += _by_example(d, d)
+        curved += 0 if product is None else _by_example(d, product)
+    weights = w.double().cpu()
+    weights = weights.where(weights > 0, 1.0)  # what weighs nothing has no t, and counts nothing
+    return curved / squares.clamp(min=1e-300) / weights, squares / weights.square()
 
 
 def _trace(grad: Tensor, spot: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    each = spot.numel() // n if len(spot) == n else 0
+    each = spot.numel() // n if spot.dim() and len(spot) == n else 0
     if 0 < each <= 32:
         probes = [torch.zeros(n, each).index_fill(1, torch.tensor([k]), 1.0).view(spot.shape) for k in range(each)]
         share = 1.0
     else:  # the more numbers, the less noise in the sum of all
         count = 4 if spot.numel() < 2**18 else 1
-        probes = [torch.randint(0, 2, spot.shape, generator=generator) * 2.0 - 1 for _ in range(count)]
+        probes = [_signs(spot.shape, generator) for _ in range(count)]
         share = 1 / count
     total = torch.zeros((), dtype=torch.float64, device=spot.device)
-    for k, probe in enumerate(probes):
+    for probe in probes:
         z = probe.to(spot)
-        (hz,) = torch.autograd.grad((grad * z).sum(), spot, retain_graph=k + 1 < len(probes), allow_unused=True)
+        (hz,) = torch.autograd.grad((grad * z).sum(), spot, retain_graph=True, allow_unused=True)
         if hz is not None:
-            total = total + share * (z * hz).double().sum()
+            total = total + share * _products(z, hz).sum(dtype=torch.float64)
     return total
+
+
+def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Random signs, 1 or -1: eight from each byte that is drawn."""
+    drawn = torch.randint(0, 256, (-(-shape.numel() // 8), 1), dtype=torch.uint8, generator=generator)
+    bits = (drawn >> torch.arange(8, dtype=torch.uint8)) & 1
+    return bits.view(-1)[: shape.numel()].view(shape).float().mul_(2).sub_(1)
 
 
 def _hessian(
