@@ -9,34 +9,24 @@ checked: only that the model runs, gives outputs of the same shapes, and has los
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo_models import Entry
-from zoo_trial import UNIFORM_RATIO, Clock, Trial, count, first_use, randomise, run, said
+from zoo_trial import Clock, Trial, count, first_use, randomise, run, said
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
 _HEAD_SIZE = ("head_dim", "attention_head_size", "key_value_proj_dim", "dim_head", "head_size", "d_head")
 _WIDTH = ("all_head_size", "inner_dim", "embed_dim", "attn_dim", "hidden_size", "dim", "split_size", "out_dim")
-_PROJECTIONS = (
-    "q",
-    "k",
-    "v",
-    "qkv",
-    "query",
-    "key",
-    "value",
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "q_lin",
-    "k_lin",
-    "v_lin",
-    "kv",
+_PROJECTIONS = frozenset(
+    "q k v qkv kv qk query key value q_proj k_proj v_proj q_lin k_lin v_lin to_q to_k to_v to_kv to_qkv wq wk wv Wqkv "
+    "qkv_proj kv_proj in_proj query_key_value query_proj key_proj value_proj linear_q linear_k linear_v q_a_proj "
+    "q_b_proj kv_b_proj in_proj_qkv attn_qkv query_key_value_proj".split()
 )
+RATIO = 0.5  # of every layer: where widths are powers of two, a half is a whole number of heads as well
 
 
 def peer(entry: Entry, seed: int) -> Trial:
@@ -85,16 +75,20 @@ def _prune(model: nn.Module, inputs: Any, setting: Mapping[str, bool] | None) ->
                 heads[projection] = number
         if setting is None and isinstance(module, nn.MultiheadAttention):
             ignored.append(module)
-    before = {id(m): (n, [p.out_features for p in ps]) for m, _, n, ps in _attentions(model)}
+    before = {id(m): (n, [_width(p) for p in ps]) for m, _, n, ps in _attentions(model)}
+    unwrapped, other = _unwrapped(model)
     clock = Clock({})
     pruner = tp.pruner.BasePruner(
         model,
         dict(inputs) if isinstance(inputs, Mapping) else inputs,
         importance=tp.importance.GroupMagnitudeImportance(p=2),
-        pruning_ratio=UNIFORM_RATIO,
-        ignored_layers=ignored,
+        pruning_ratio=RATIO,
+        ignored_layers=[*ignored, *other],
         num_heads=heads,
-        unwrapped_parameters=list(_unwrapped(model)),
+        # dictionaries of its own: the default ones are shared by all pruners of a process
+        in_channel_groups={},
+        out_channel_groups={},
+        unwrapped_parameters=unwrapped,
         **(setting or {}),
     )
     clock.lap("record")
@@ -106,7 +100,7 @@ def _prune(model: nn.Module, inputs: Any, setting: Mapping[str, bool] | None) ->
     return model, clock.seconds
 
 
-def _attentions(model: nn.Module) -> list[tuple[nn.Module, str, int, list[nn.Linear]]]:
+def _attentions(model: nn.Module) -> list[tuple[nn.Module, str, int, list[nn.Module]]]:
     """Modules with a number of heads, its name, and their linear projections to queries, keys and values."""
     found = []
     for module in model.modules():
@@ -116,7 +110,7 @@ def _attentions(model: nn.Module) -> list[tuple[nn.Module, str, int, list[nn.Lin
                 linear = [
                     child
                     for label, child in module.named_children()
-                    if label in _PROJECTIONS and isinstance(child, nn.Linear) and child.out_features % number == 0
+                    if label in _PROJECTIONS and _width(child) and _width(child) % number == 0
                 ]
                 if linear or isinstance(module, nn.MultiheadAttention):
                     found.append((module, name, number, linear))
@@ -125,7 +119,7 @@ def _attentions(model: nn.Module) -> list[tuple[nn.Module, str, int, list[nn.Lin
 
 
 def _put_right(
-    module: nn.Module, name: str, before: tuple[int, list[int]], projections: list[nn.Linear], heads: int
+    module: nn.Module, name: str, before: tuple[int, list[int]], projections: list[nn.Module], heads: int
 ) -> None:
     """The integers that an attention module keeps about its projections."""
     number, widths = before
@@ -134,9 +128,9 @@ def _put_right(
         size, width = old // parts // number, old // parts
         for attribute, value in list(vars(module).items()):
             if attribute in _HEAD_SIZE and value == size:
-                setattr(module, attribute, projection.out_features // parts // heads)
+                setattr(module, attribute, _width(projection) // parts // heads)
             elif attribute in _WIDTH and value == width:
-                setattr(module, attribute, projection.out_features // parts)
+                setattr(module, attribute, _width(projection) // parts)
     setattr(module, name, heads)
 
 
@@ -169,15 +163,31 @@ _LAYERS = (
 )
 
 
-def _unwrapped(model: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
-    """Parameters of modules that are no layers of torch.nn, with the axis that is most likely of features."""
+def _unwrapped(model: nn.Module) -> tuple[list[tuple[nn.Parameter, int]], list[nn.Parameter]]:
+    """Parameters of modules that are no layers of torch.nn: those with an axis of features, with the last one that is
+    as long as some layer is wide, and those without (a temperature per head, a table of positions)."""
+    widths = {_width(m) for m in model.modules()} - {0}
+    wide: list[tuple[nn.Parameter, int]] = []
+    other: list[nn.Parameter] = []
     for module in model.modules():
         if type(module).__module__.startswith("torch.nn") or isinstance(module, _LAYERS):
             continue
         for parameter in module.parameters(recurse=False):
-            wide = [d for d, n in enumerate(parameter.shape) if n > 1]
-            if wide:
-                yield parameter, wide[-1]
+            axes = [d for d, n in enumerate(parameter.shape) if n > 1 and n in widths]
+            if axes:
+                wide.append((parameter, axes[-1]))
+            else:
+                other.append(parameter)
+    return wide, other
+
+
+def _width(layer: nn.Module) -> int:
+    """Features that a linear layer, a convolution or an embedding makes; 0 of anything else."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return layer.out_channels
+    return layer.embedding_dim if isinstance(layer, nn.Embedding) else 0
 
 
 def _tensors(item: Any) -> list[Tensor]:

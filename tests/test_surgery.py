@@ -275,6 +275,56 @@ def test_attributes_are_read_and_written_in_tuples_objects_and_closures() -> Non
     assert other.call(1) == 6
 
 
+class RemembersBiases(nn.Module):
+    """Attention that keeps what it made of its biases until its mode is set, as LeViT's does."""
+
+    def __init__(self, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qk, self.v = nn.Linear(8, 2 * 3 * heads), nn.Linear(8, 5 * heads)
+        self.out = nn.Linear(5 * heads, 2)
+        self.biases = nn.Parameter(torch.randn(heads, 3))
+        self.register_buffer("where", torch.tensor([[0, 1, 2], [1, 0, 2], [2, 2, 0]]), persistent=False)
+        self.made: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> RemembersBiases:
+        super().train(mode)
+        self.made = {}
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and "bias" not in self.made:
+            self.made["bias"] = self.biases[:, self.where]
+        bias = self.biases[:, self.where] if self.training else self.made["bias"]
+        n, length, _ = x.shape
+        q, k = self.qk(x).view(n, length, 2, self.heads, 3).permute(2, 0, 3, 1, 4)
+        v = self.v(x).view(n, length, self.heads, 5).transpose(1, 2)
+        attention = (q @ k.transpose(-2, -1) + bias).softmax(-1)
+        return self.out((attention @ v).transpose(1, 2).reshape(n, length, -1))
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_what_a_model_forgets_when_its_mode_is_set_is_not_carried_into_a_cut(inner: bool) -> None:
+    torch.manual_seed(0)
+    module = RemembersBiases().eval()
+    model = nn.Sequential(nn.Dropout(0.0), module).eval() if inner else module
+    module.requires_grad_(False)
+    x = torch.randn(2, 3, 8)
+    model(x)  # now it remembers
+    model.get_submodule("0" if inner else "qk").train()  # flags of modules are their own
+    flags = [m.training for m in model.modules()]
+    groups = couple(trace(model, x))
+    small, receipt = cut(model, groups, random_plan(groups, 1))
+    assert [m.training for m in small.modules()] == flags
+    assert module.made["bias"].shape == (4, 3, 3), "the user's model keeps what it remembers"
+    small_module = small[1] if inner else small
+    assert small_module.heads < 4
+    for other in (small, copy.deepcopy(small), apply(model, receipt)):
+        with torch.no_grad():
+            out = other(x)
+        torch.testing.assert_close(out, small.eval()(x))
+
+
 def test_fingerprints_tell_structure_from_weights() -> None:
     model, _ = build("perceptron")
     same, other, tied = copy.deepcopy(model), build("perceptron", seed=1)[0], build("tied_lm")[0]

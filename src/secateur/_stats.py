@@ -1352,7 +1352,8 @@ class _Taps(TorchFunctionMode):
         rest = [a for a in range(x.ndim) if a != channel]
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         count = float(x.numel() // x.shape[channel])
-        sums = torch.stack([v.sum(rest) if rest else v for v in (x, x * x, x.abs(), (x == 0).to(x))], dim=1)
+        each = (v.sum(rest) if rest else v for v in (x, x * x, x.abs(), x == 0))
+        sums = torch.stack([v.to(x) for v in each], dim=1)
         _accumulate(self.inputs, name, F.pad(sums.cpu().double(), (1, 0), value=count))
         if self.ranked and x.ndim == 4 and channel == 1:  # maps [N, C, H, W]
             ranks = torch.linalg.matrix_rank(x).double().sum(0).cpu()
@@ -1887,9 +1888,12 @@ def _bend(
     try:
         # The derivative of the weighted gradient is the weighted Hessian; squares have the weight with its root.
         lines = torch.autograd.grad((w * values).sum(), spots, create_graph=True, allow_unused=True)
-        rooted: Sequence[Tensor | None] = lines
-        if not bool((w == 1).all()):
+        rooted, common = lines, float(w[0])
+        if common == 0 or not bool((w == common).all()):
             rooted = torch.autograd.grad((w.sqrt() * values).sum(), spots, retain_graph=True, allow_unused=True)
+            common = 1.0
+        flat = [g.detach() for g in rooted if g is not None]
+        squares = sum((_products(g, g).sum(dtype=torch.float64).cpu() for g in flat), zero) / common
         along, direction = _along(lines, spots, t, w)
         traces = [
             _trace(line, spot, len(values), generator).cpu()
@@ -1905,7 +1909,7 @@ def _bend(
         ) from None
     return _Bend(
         trace=sum(traces, zero),
-        squares=sum((g.detach().double().square().sum().cpu() for g in rooted if g is not None), zero),
+        squares=squares,
         along=along,
         direction=direction,
     )
@@ -1923,11 +1927,16 @@ def _along(
     curved, squares = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
     each = zip(lines, spots, t or [None] * len(spots), strict=True)
     found = [(line, spot, d) for line, spot, d in each if d is not None and spot.dim() and len(spot) == n]
-    slope = [(line * d).sum() for line, _, d in found if line is not None and line.requires_grad]
+    curving = [(line, d) for line, _, d in found if line is not None and line.requires_grad]
     products: Sequence[Tensor | None] = [None] * len(found)
-    if slope:
-        asked = [spot for _, spot, _ in found]
-        products = torch.autograd.grad(torch.stack(slope).sum(), asked, retain_graph=True, allow_unused=True)
+    if curving:
+        products = torch.autograd.grad(
+            [line for line, _ in curving],
+            [spot for _, spot, _ in found],
+            [d.to(line) for line, d in curving],
+            retain_graph=True,
+            allow_unused=True,
+        )
     for (_, _, d), product in zip(found, products, strict=True):
         squares += _by_example(d, d)
         curved += 0 if product is None else _by_example(d, product)
@@ -1948,7 +1957,7 @@ def _trace(grad: Tensor, spot: Tensor, n: int, generator: torch.Generator) -> Te
     total = torch.zeros((), dtype=torch.float64, device=spot.device)
     for probe in probes:
         z = probe.to(spot)
-        (hz,) = torch.autograd.grad((grad * z).sum(), spot, retain_graph=True, allow_unused=True)
+        (hz,) = torch.autograd.grad(grad, spot, z, retain_graph=True, allow_unused=True)
         if hz is not None:
             total = total + share * _products(z, hz).sum(dtype=torch.float64)
     return total

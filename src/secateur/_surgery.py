@@ -285,7 +285,22 @@ def apply(model: nn.Module, receipt: Receipt) -> nn.Module:
         write_attribute(small, change.attribute, change.new)
     for module in modules.values():
         refresh(module)
+    _forget(small)
     return small
+
+
+def _forget(model: nn.Module) -> None:
+    """Have modules forget what they forget when their mode is set (LeViT: biases by position), as in the recording.
+
+    It was made of weights that are gone; the modes stay as they are.
+    """
+    modules = list(model.modules())
+    flags = [module.training for module in modules]
+    for module in modules:
+        if type(module).train is not nn.Module.train:
+            module.train(module.training)
+    for module, flag in zip(modules, flags, strict=True):
+        module.training = flag
 
 
 def _slice(tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
