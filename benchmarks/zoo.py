@@ -8,6 +8,7 @@ Before its clock starts, each tool has pruned one small network: what a process 
     make bench-zoo                                   everything, several hours on one core
     make bench-zoo ARGS="--set nasty --set nn"       some sets: nasty, nn, transformers, torchvision, timm
     make bench-zoo ARGS="--only 'vit*' --peer"       some models, Torch-Pruning beside
+    make bench-zoo ARGS="--set timm --every 3 --peer"    each third of them
     make bench-zoo ARGS="--resume"                   go on where the last run stopped
     make bench-zoo ARGS="--again"                    those that did not go well, once more
     make bench-zoo ARGS="--show --markdown benchmarks/zoo.md"    nothing is run: write the committed table
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = read(args.out)
     tools = (OURS, PEER) if args.peer else (PEER,) if args.peer_only else (OURS,)
     for name in [] if args.show else args.set or zoo_models.SETS:
-        for entry in zoo_models.entries(name):
+        for entry in zoo_models.entries(name)[:: args.every]:
             if not any(fnmatch.fnmatch(entry.name, p) for p in args.only or ["*"]):
                 continue
             for tool in tools:
@@ -87,6 +88,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--set", action="append", choices=zoo_models.SETS, help="may be given several times; default: all"
     )
     parser.add_argument("--only", action="append", help="models whose name fits this pattern")
+    parser.add_argument("--every", type=int, default=1, help="each how-manieth model of a set")
     parser.add_argument("--seed", type=int, default=0, help="of weights, ratios and choices")
     parser.add_argument("--peer", action="store_true", help="Torch-Pruning as well")
     parser.add_argument("--peer-only", action="store_true", help="only Torch-Pruning")

@@ -1,15 +1,18 @@
 """Torch-Pruning (Fang et al. 2023, arXiv 2301.12900) on one model, at the best honest settings that are known for it.
 
-The last layers are left alone, heads are given for attention, parameters outside of layers are given with their widest
-axis, and integers of attention modules are put right afterwards, as its own recipes do. Of three settings the first
-that runs counts: head sizes pruned; numbers of heads pruned; attention left alone. Whether its result is exact is not
-checked: only that the model runs, gives outputs of the same shapes, and has lost parameters.
+The last layers are left alone, heads are given for attention, parameters outside of layers are given with their axis of
+features, and integers of attention modules are put right afterwards, as its own recipes do. The ratio is a half, which
+keeps most widths divisible by numbers of heads. Of several settings the first that runs counts: head sizes pruned;
+numbers of heads pruned; without any of these hints; attention modules left alone as they are, which freezes all that is
+as wide as they are. Whether its result is exact is not checked: only that the model runs, gives outputs of the same
+shapes, and has lost parameters.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +32,27 @@ _PROJECTIONS = frozenset(
 RATIO = 0.5  # of every layer: where widths are powers of two, a half is a whole number of heads as well
 
 
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """What the pruner is told.
+
+    heads: options that go with the numbers of heads, None = those are not given.  parameters: those outside of layers,
+    with their axes.  alone: modules of attention are left alone.
+    """
+
+    heads: Mapping[str, Any] | None = None
+    parameters: bool = False
+    alone: bool = False
+
+
+_SETTINGS = (
+    _Setting({"prune_head_dims": True}, parameters=True),
+    _Setting({"prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": 0.5}, parameters=True),
+    _Setting(),
+    _Setting(alone=True),
+)
+
+
 def peer(entry: Entry, seed: int) -> Trial:
     """Build its dependency graph and prune; the seconds are those of the setting that worked."""
     torch.manual_seed(seed)
@@ -40,10 +64,10 @@ def peer(entry: Entry, seed: int) -> Trial:
     except Exception as error:  # noqa: BLE001  whatever the library raises: the model does not run here
         return Trial(outcome="unbuilt", message=said(error))
     trial = Trial(outcome="error", params=count(model))
-    _prune(*first_use(), None)
+    _prune(*first_use(), _Setting())
     messages: list[str] = []
-    for setting in ({"prune_head_dims": True}, {"prune_num_heads": True, "prune_head_dims": False}, None):
-        if setting is not None and messages and not _attentions(model):
+    for setting in _SETTINGS:
+        if messages and not _attentions(model) and (setting.heads is not None or setting.alone):
             continue
         try:
             small, seconds = _prune(copy.deepcopy(model), inputs, setting)
@@ -62,59 +86,59 @@ def peer(entry: Entry, seed: int) -> Trial:
     return trial
 
 
-def _prune(model: nn.Module, inputs: Any, setting: Mapping[str, bool] | None) -> tuple[nn.Module, dict[str, float]]:
+def _prune(model: nn.Module, inputs: Any, setting: _Setting) -> tuple[nn.Module, dict[str, float]]:
     import torch_pruning as tp
 
-    heads: dict[nn.Module, int] = {}
-    ignored = _last_layers(model, inputs)
-    for module, _, number, projections in _attentions(model):
-        for projection in projections:
-            if setting is None:
-                ignored.append(projection)
-            else:
-                heads[projection] = number
-        if setting is None and isinstance(module, nn.MultiheadAttention):
-            ignored.append(module)
-    before = {id(m): (n, [_width(p) for p in ps]) for m, _, n, ps in _attentions(model)}
-    unwrapped, other = _unwrapped(model)
+    attentions = _attentions(model)
+    heads = {p: number for _, _, number, ps in attentions for p in ps if setting.heads is not None}
+    before = {id(m): (n, [_width(p) for p in ps]) for m, _, n, ps in attentions}
+    ignored: list[nn.Module | nn.Parameter] = [*_last_layers(model, inputs)]
+    ignored += [m for m, _, _, _ in attentions if setting.alone]
+    options = dict(setting.heads or {})
+    if setting.parameters:
+        options["unwrapped_parameters"], other = _unwrapped(model)
+        ignored += other
     clock = Clock({})
     pruner = tp.pruner.BasePruner(
         model,
         dict(inputs) if isinstance(inputs, Mapping) else inputs,
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=RATIO,
-        ignored_layers=[*ignored, *other],
+        ignored_layers=ignored,
         num_heads=heads,
         # dictionaries of its own: the default ones are shared by all pruners of a process
         in_channel_groups={},
         out_channel_groups={},
-        unwrapped_parameters=unwrapped,
-        **(setting or {}),
+        **options,
     )
     clock.lap("record")
     pruner.step()
-    for module, name, number, projections in _attentions(model):
-        if projections and id(module) in before:
+    for module, name, number, projections in attentions:
+        if projections and name:
             _put_right(module, name, before[id(module)], projections, pruner.num_heads.get(projections[0], number))
     clock.lap("cut")
     return model, clock.seconds
 
 
 def _attentions(model: nn.Module) -> list[tuple[nn.Module, str, int, list[nn.Module]]]:
-    """Modules with a number of heads, its name, and their linear projections to queries, keys and values."""
-    found = []
+    """Modules with a number of heads, its name, and their projections to queries, keys and values.
+
+    And those that say by the name of their class that they attend: "", 1 and no projections.
+    """
+    found: list[tuple[nn.Module, str, int, list[nn.Module]]] = []
     for module in model.modules():
-        for name in _HEADS:
-            number = vars(module).get(name)
-            if type(number) is int and number > 1:
-                linear = [
-                    child
-                    for label, child in module.named_children()
-                    if label in _PROJECTIONS and _width(child) and _width(child) % number == 0
-                ]
-                if linear or isinstance(module, nn.MultiheadAttention):
-                    found.append((module, name, number, linear))
-                break
+        numbers = [(n, vars(module)[n]) for n in _HEADS if type(vars(module).get(n)) is int]
+        if numbers:
+            name, number = numbers[0]
+            projections = [
+                child
+                for label, child in module.named_children()
+                if label in _PROJECTIONS and _width(child) and _width(child) % number == 0
+            ]
+            if projections or isinstance(module, nn.MultiheadAttention) or "att" in type(module).__name__.lower():
+                found.append((module, name, number, projections if number > 1 else []))
+        elif "attn" in type(module).__name__.lower() or "attention" in type(module).__name__.lower():
+            found.append((module, "", 1, []))
     return found
 
 
@@ -164,8 +188,11 @@ _LAYERS = (
 
 
 def _unwrapped(model: nn.Module) -> tuple[list[tuple[nn.Parameter, int]], list[nn.Parameter]]:
-    """Parameters of modules that are no layers of torch.nn: those with an axis of features, with the last one that is
-    as long as some layer is wide, and those without (a temperature per head, a table of positions)."""
+    """Parameters of modules that are no layers of torch.nn: with an axis of features, and without.
+
+    That axis is the last one that is as long as some layer is wide. Without are a temperature per head, say, or a table
+    of positions.
+    """
     widths = {_width(m) for m in model.modules()} - {0}
     wide: list[tuple[nn.Parameter, int]] = []
     other: list[nn.Parameter] = []

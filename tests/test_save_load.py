@@ -170,6 +170,40 @@ def test_it_loads_in_a_new_process_that_never_saw_the_dense_weights(tmp_path):
     assert done.stdout.strip() == _surgery.fingerprint_weights(small)
 
 
+class Grows(nn.Module):
+    """Two buffers that are no part of the state: one grows with the input, one is made when it is first needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 10), nn.Linear(10, 3)
+        self.register_buffer("places", torch.zeros(1), persistent=False)
+        self.register_buffer("decay", None, persistent=False)
+
+    def forward(self, x):
+        if len(self.places) < x.shape[1]:
+            self.places = torch.arange(x.shape[1]) / 7
+        if self.decay is None:
+            self.decay = torch.full((1,), 0.9)
+        return self.second(torch.tanh(self.first(x))) * self.decay + self.places[: x.shape[1], None]
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_a_fresh_model_may_not_have_made_its_buffers_yet(tmp_path, is_cut, place):
+    torch.manual_seed(0)
+    model, x = Grows().eval(), torch.randn(2, 5, 6)
+    model(x)
+    small, receipt = halved(model, x)[:2] if is_cut else (model, None)
+    save(small, tmp_path / "out", receipt=receipt)
+    with torch.device(place):
+        fresh = Grows().eval()
+    loaded = load(tmp_path / "out", model=fresh)
+    assert fresh.decay is None
+    assert len(fresh.places) == 1
+    assert torch.equal(loaded(x), small(x))
+    assert loaded.first.out_features == small.first.out_features
+
+
 def test_a_different_model_is_refused(saved):
     _, folder = saved
     with pytest.raises(ReceiptMismatch, match="another model"):

@@ -118,7 +118,8 @@ def load(out: str | os.PathLike[str], *, model: nn.Module, device: torch.device 
 
     Args:
         out: the folder.
-        model: a fresh dense model, built exactly as the one that was pruned; may be on the meta device.
+        model: a fresh dense model, built exactly as the one that was pruned; may be on the meta device. Non-persistent
+            buffers may be smaller than they were then, or not there yet: models make them when they meet an input.
         device: where the tensors go; None = where those of `model` are (the CPU for meta tensors).
 
     Raises:
@@ -127,6 +128,8 @@ def load(out: str | os.PathLike[str], *, model: nn.Module, device: torch.device 
     """
     folder = Path(out)
     saved = contents(folder).saved
+    stored = _store.load_tensors(folder / TENSORS)
+    model = _as_used(model, stored, saved.receipt)
     found = _surgery.fingerprint_structure(model)
     if saved.receipt is not None:
         _surgery.check_shapes(model, saved.receipt)
@@ -139,8 +142,32 @@ def load(out: str | os.PathLike[str], *, model: nn.Module, device: torch.device 
             todo="pass a fresh dense model: class, arguments, tied weights and dtypes of the one that was pruned",
         )
     small = copy.deepcopy(model) if saved.receipt is None else _surgery.apply(model, saved.receipt)
-    _fill(small, _store.load_tensors(folder / TENSORS), device, folder)
+    _fill(small, stored, device, folder)
     return small
+
+
+def _as_used(model: nn.Module, stored: Mapping[str, Tensor], receipt: Receipt | None) -> nn.Module:
+    """A model whose non-persistent buffers are as large as they were when it was pruned; their values are stored.
+
+    Many models make such a buffer, or make it larger, when they first meet an input: a fresh one has not yet.
+    """
+    shapes = {name: tuple(t.shape) for name, t in stored.items()} if receipt is None else receipt.shapes
+    other = [
+        (path, leaf, name)
+        for path, module in model.named_modules()
+        for leaf in module._non_persistent_buffers_set
+        if (name := f"{path}.{leaf}" if path else leaf) in shapes.keys() & stored.keys()
+        and ((buffer := module._buffers.get(leaf)) is None or tuple(buffer.shape) != shapes[name])
+    ]
+    if not other:
+        return model
+    used = _surgery.duplicate(model, _surgery.borrow(model))
+    for path, leaf, name in other:
+        module = used.get_submodule(path)
+        old = module._buffers.get(leaf)
+        like = stored[name] if old is None else old
+        module._buffers[leaf] = like.new_empty(shapes[name])
+    return used
 
 
 def contents(out: str | os.PathLike[str]) -> Loaded:

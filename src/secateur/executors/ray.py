@@ -117,7 +117,7 @@ def _run(ray: Any, payload: bytes, items: list[tuple[int, Any]], n: int, retries
     # killed. The payload travels inside a list, so that a process that holds it already need not fetch it.
     do = ray.remote(num_cpus=1, max_retries=retries)(_do)
     held, digest = [ray.put(payload)], hashlib.sha256(payload).hexdigest()
-    # Of two items a process, one waits where it is computed: the next begins when the last ends, not a round trip later.
+    # Of two items a process, one waits where it is computed: it begins when the other ends, not a round trip later.
     waiting = iter(items)
     busy = {do.remote(held, digest, sys.path, item): index for index, item in itertools.islice(waiting, 2 * n)}
     while busy:
