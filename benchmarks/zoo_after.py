@@ -285,7 +285,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "",
         f"`make bench-zoo-after`, {today}: Python {sys.version.split()[0]}, {versions}. One thread.",
         "",
-        f"{len(rows)} models so far, of a third of the zoo, cut at random ratios of 0 to 0.8 per group. What is asked",
+        f"{len(rows)} models, each third of the zoo, cut at random ratios of 0 to 0.8 per group. What is asked",
         f"stands at the head of `zoo_after.py`. `{OK}` or a number (relative error against the cut model): it can.",
         f"`{DENSE}`: neither it nor the dense model can; how the dense model fails stands below the table.",
         f"`{LOST}`: only the dense model can.",
