@@ -90,7 +90,16 @@ def test_the_program_for_large_systems_agrees_with_the_list_for_small_ones(syste
                 continue
             assert found in [tuple(p) for p in points.tolist()]
             values = _counts._values(component, points, objective)
-            assert _counts._values(component, np.array([found]), objective)[0] == pytest.approx(values.min(), abs=1e-6)
+            assert _counts._values(component, np.array([found]), objective)[0] == pytest.approx(values.min(), abs=1e-4)
+
+
+def test_a_target_next_to_a_whole_number_does_not_stop_the_program() -> None:
+    tie = Equation(terms=((0, -1), (3, 1)), constant=-2, modulus=0, reason="", source="")
+    system = System(n_units=(1, 1, 1, 3), least=(0, 0, 0, 0), equations=(tie,), names=())
+    (component,) = [c for c in _counts.components(system) if len(c.groups) == 2]
+    for off in (1e-5, 1e-6, 1e-7, 1e-8, -1e-6):
+        nearest = _counts._Nearest(np.array([off, 0.0, 0.0, 0.0]), 1 / np.array(system.n_units, float))
+        assert _counts._solve_program(component, [0, 0], [1, 3], nearest) == (0, 2)
 
 
 @many(150)
