@@ -77,6 +77,8 @@ def test_the_program_for_large_systems_agrees_with_the_list_for_small_ones(syste
     target = np.array([data.draw(st.floats(-1, n + 1)) for n in system.n_units])
     weights = 1 / np.array(system.n_units, float)
     prices = np.array([data.draw(st.integers(-3, 9)) for _ in system.n_units], float)
+    off = np.abs(target - np.rint(target))
+    moved = float(2 * off[off < _counts.NEAR] @ weights[off < _counts.NEAR])  # such targets are taken for whole numbers
     for component in _counts.components(system):
         if component.origin is None or not component.basis:
             continue
@@ -90,7 +92,8 @@ def test_the_program_for_large_systems_agrees_with_the_list_for_small_ones(syste
                 continue
             assert found in [tuple(p) for p in points.tolist()]
             values = _counts._values(component, points, objective)
-            assert _counts._values(component, np.array([found]), objective)[0] == pytest.approx(values.min(), abs=1e-4)
+            reached = _counts._values(component, np.array([found]), objective)[0]
+            assert reached == pytest.approx(values.min(), abs=1e-6 + moved)
 
 
 def test_a_target_next_to_a_whole_number_does_not_stop_the_program() -> None:

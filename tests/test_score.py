@@ -567,16 +567,12 @@ def test_what_is_asked_at_the_output_weighs_an_example_as_that_many_copies_of_it
 
 
 def test_the_curvature_of_losses_that_multiply_two_outputs_is_that_by_hand() -> None:
-    class Two(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
+    class Two(nn.Sequential):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            a, b, _ = self.inner(x).unbind(1)
+            a, b, _ = super().forward(x).unbind(1)
             return a, b
 
-    model = Two(mlp()[0])
+    model = Two(*mlp()[0])
     told = couple(trace(model, MLP_DATA[0][0]))
     x, y = MLP_DATA[0]
     task = Task(
@@ -594,32 +590,17 @@ def test_the_curvature_of_losses_that_multiply_two_outputs_is_that_by_hand() -> 
 def test_what_the_model_makes_of_a_part_of_its_output_is_not_the_losses_doing() -> None:
     """A model that also returns its hidden layer, of which it makes the logits, is told what one without is."""
 
-    class Telling(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
+    class Telling(nn.Sequential):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            hidden = self.inner[:2](x)
-            return self.inner[2](hidden), hidden
+            first, activation, last = self
+            hidden = activation(first(x))
+            return last(hidden), hidden
 
-    inner, groups = mlp()
-    told = grouped(
-        *(
-            dataclasses.replace(
-                g,
-                members=tuple(
-                    dataclasses.replace(m, param=f"inner.{m.param}", readers=tuple(f"inner.{r}" for r in m.readers))
-                    for m in g.members
-                ),
-            )
-            for g in groups.groups
-        )
-    )
+    plain, groups = mlp()
     needs = ["gate_moments", *AT_THE_OUTPUT]
     found, expected = (
-        _stats.of_group(_stats.collect(m, g, MLP_DATA, tasks.classification(), needs), m, g, 0, needs)
-        for m, g in ((Telling(inner), told), (inner, groups))
+        _stats.of_group(_stats.collect(m, groups, MLP_DATA, tasks.classification(), needs), m, groups, 0, needs)
+        for m in (Telling(*plain), plain)
     )
     for name in AT_THE_OUTPUT:
         torch.testing.assert_close(found[name], expected[name])

@@ -12,7 +12,6 @@ Index conventions: g group, i group inside a component, z coordinate of the latt
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -544,7 +543,7 @@ def _values(component: Component, listed: NDArray[np.int64], objective: _Objecti
             return np.zeros(len(listed))
 
 
-NEAR = 2e-5
+NEAR = 2e-5  # to a whole number: some times the tolerance of the solver, which such targets may stop or mislead
 
 
 def _solve_program(
@@ -561,31 +560,27 @@ def _solve_program(
     origin, basis = np.array(component.origin, np.float64), np.array(component.basis, np.float64).T  # [i], [i, z]
     n_distances = n if isinstance(objective, _Nearest) else 0
     padding = np.zeros((n, n_distances))
-    inside = LinearConstraint(np.hstack([basis, padding]), np.array(low) - origin, np.array(high) - origin)
+    constraints = [LinearConstraint(np.hstack([basis, padding]), np.array(low) - origin, np.array(high) - origin)]
     costs = np.zeros(n_z + n_distances)
-    targets = [np.zeros(0)]
     if isinstance(objective, _Nearest):
-        weights = objective.weights[index]
-        costs[n_z:] = weights / max(weights.max(), 1e-300)
-        # Next to a whole number, within some times the solver's tolerance of 1e-6, a target may stop or mislead it.
-        target = objective.target[index]
+        target, weights = objective.target[index], objective.weights[index]
         whole = np.rint(target)
-        targets = [np.where(np.abs(target - whole) < NEAR, whole, target), np.round(target, 3)]
+        target = np.where(np.abs(target - whole) < NEAR, whole, target) - origin
+        costs[n_z:] = weights / max(weights.max(), 1e-300)
+        constraints += [  # distance >= ±(k - target)
+            LinearConstraint(np.hstack([-basis, np.eye(n)]), -target, np.inf),
+            LinearConstraint(np.hstack([basis, np.eye(n)]), target, np.inf),
+        ]
     elif isinstance(objective, _Cheapest):
         prices = objective.prices[index] @ basis
         costs[:] = prices / max(np.abs(prices).max(), 1e-300)
     # Presolve fails now and then with "solve error" on programs that are fine without it.
-    for target, presolve in itertools.product(targets, (True, False)):
-        distances = [  # distance >= ±(k - target)
-            LinearConstraint(np.hstack([sign * basis, np.eye(n)]), sign * (target - origin), np.inf)
-            for sign in (-1, 1)
-            if n_distances
-        ]
+    for presolve in (True, False):
         result = milp(
             costs,
             integrality=np.array([1] * n_z + [0] * n_distances),
             bounds=Bounds([-np.inf] * n_z + [0.0] * n_distances, np.inf),
-            constraints=[inside, *distances],
+            constraints=constraints,
             options={"mip_rel_gap": 0.0, "presolve": presolve},
         )
         if result.status == 2:

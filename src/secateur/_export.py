@@ -152,21 +152,17 @@ def _as_used(model: nn.Module, stored: Mapping[str, Tensor], receipt: Receipt | 
     Many models make such a buffer, or make it larger, when they first meet an input: a fresh one has not yet.
     """
     shapes = {name: tuple(t.shape) for name, t in stored.items()} if receipt is None else receipt.shapes
-    other = [
-        (path, leaf, name)
-        for path, module in model.named_modules()
-        for leaf in module._non_persistent_buffers_set
-        if (name := f"{path}.{leaf}" if path else leaf) in shapes.keys() & stored.keys()
-        and ((buffer := module._buffers.get(leaf)) is None or tuple(buffer.shape) != shapes[name])
-    ]
-    if not other:
+    made: dict[tuple[str, str], Tensor] = {}
+    for path, module in model.named_modules():
+        for leaf in module._non_persistent_buffers_set:
+            name, old = f"{path}.{leaf}" if path else leaf, module._buffers.get(leaf)
+            if name in stored and name in shapes and (old is None or tuple(old.shape) != shapes[name]):
+                made[path, leaf] = (stored[name] if old is None else old).new_empty(shapes[name])
+    if not made:
         return model
     used = _surgery.duplicate(model, _surgery.borrow(model))
-    for path, leaf, name in other:
-        module = used.get_submodule(path)
-        old = module._buffers.get(leaf)
-        like = stored[name] if old is None else old
-        module._buffers[leaf] = like.new_empty(shapes[name])
+    for (path, leaf), buffer in made.items():
+        used.get_submodule(path)._buffers[leaf] = buffer
     return used
 
 

@@ -960,7 +960,7 @@ def _measure(
         with taps:
             out = task.forward(model, batch)
         if bases & _EXPECTED:
-            out, spots = _watched_output(out)
+            out, spots = _with_spots(out, _viewed)
         losses = check_losses(task.losses(out, batch), task, where=where)
         n = len(losses)
         if not task.per_example and n != 1:
@@ -976,7 +976,7 @@ def _measure(
             # the weights (tokens) are small numbers, whatever they are: half precision has no room for large ones.
             scale = 1.0 if even else float(w.mean()) or 1.0
             share = torch.ones_like(w) if even else w / scale
-            back = taps.backward(losses if even else share * losses, sorted({*names, *checked}), spots, keep=again)
+            back = taps.backward(share * losses, sorted({*names, *checked}), spots, keep=again)
             gates, totals = back.gates, back.gradients
             if first:
                 _verify(plan, groups, parameters, gates, totals)
@@ -989,7 +989,7 @@ def _measure(
             if bases & _EXPECTED:
                 assert task.tempered is not None
                 surrogate = check_losses(task.tempered(out, batch), task, where=where)
-                expected = taps.backward(surrogate if even else share * surrogate, (), spots, keep=draws > 0)
+                expected = taps.backward(share * surrogate, (), spots, keep=draws > 0)
                 tempered = expected.gates / each
                 t = [None if grad is None else grad * scale for grad in expected.spots]
                 slopes = scale * torch.stack([_slope(spots, grads) for grads in (back.spots, expected.spots)])
@@ -1824,33 +1824,26 @@ def _hessian_products(
 # Second order
 
 
-def _watched_output(out: Any) -> tuple[Any, list[Tensor]]:
-    """The same output, with the tensors in it by which losses can be differentiated while they go on into the model.
-
-    Views, since what the model itself makes of a part of its output is not the losses' doing.
-    """
+def _with_spots(out: Any, made: Callable[[Tensor], Tensor]) -> tuple[Any, list[Tensor]]:
+    """The output with `made` of its tensors of real numbers, and these: by them losses can be differentiated."""
     spots: list[Tensor] = []
 
-    def view(item: Any) -> Any:
-        if isinstance(item, Tensor) and item.is_floating_point():
-            spots.append(item.view_as(item) if item.requires_grad else item.detach().requires_grad_())
-            return spots[-1]
-        return item
+    def put(item: Any) -> Any:
+        if not _is_real(item):
+            return item
+        spots.append(made(item))
+        return spots[-1]
 
-    return map_leaves(view, out), spots
+    return map_leaves(put, out), spots
 
 
-def _leaves_of(out: Any) -> tuple[Any, list[Tensor]]:
-    """The output cut off from the model, and the tensors in it by which losses can be differentiated."""
-    spots: list[Tensor] = []
+def _cut_off(t: Tensor) -> Tensor:
+    return t.detach().requires_grad_()
 
-    def detach(item: Any) -> Any:
-        if isinstance(item, Tensor) and item.is_floating_point():
-            spots.append(item.detach().requires_grad_())
-            return spots[-1]
-        return item
 
-    return map_leaves(detach, out), spots
+def _viewed(t: Tensor) -> Tensor:
+    """A view: what the model itself makes of a part of its output is not the losses' doing."""
+    return t.view_as(t) if t.requires_grad else _cut_off(t)
 
 
 def _slope(spots: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
@@ -1882,7 +1875,7 @@ def _bend(
     Args:
         t: gradient of the weighted sum of the tempered losses by every part of the output; empty where not known.
     """
-    own, spots = _leaves_of(out)
+    own, spots = _with_spots(out, _cut_off)
     values = task.losses(own, batch)
     zero = torch.zeros((), dtype=torch.float64)
     try:
@@ -1907,12 +1900,7 @@ def _bend(
             got=f"{type(out).__name__}: {str(reason).splitlines()[0]}",
             todo=_EMPIRICAL,
         ) from None
-    return _Bend(
-        trace=sum(traces, zero),
-        squares=squares,
-        along=along,
-        direction=direction,
-    )
+    return _Bend(trace=sum(traces, zero), squares=squares, along=along, direction=direction)
 
 
 def _along(

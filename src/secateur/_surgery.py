@@ -285,16 +285,15 @@ def apply(model: nn.Module, receipt: Receipt) -> nn.Module:
         write_attribute(small, change.attribute, change.new)
     for module in modules.values():
         refresh(module)
-    _forget(small)
+    _forget(list(modules.values()))
     return small
 
 
-def _forget(model: nn.Module) -> None:
+def _forget(modules: Sequence[nn.Module]) -> None:
     """Have modules forget what they forget when their mode is set (LeViT: biases by position), as in the recording.
 
     It was made of weights that are gone; the modes stay as they are.
     """
-    modules = list(model.modules())
     flags = [module.training for module in modules]
     for module in modules:
         if type(module).train is not nn.Module.train:
