@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import importlib
 import json
@@ -106,6 +107,9 @@ def warm_up(*, peer: bool = False) -> None:
         importlib.import_module("torch_pruning")
     for name in [n for n in sys.modules if n.split(".")[0] == "secateur"]:
         del sys.modules[name]
+    # millions of objects of the libraries: else the collector goes through them in some processes and not in others
+    gc.collect()
+    gc.freeze()
 
 
 def code() -> str:
@@ -117,7 +121,17 @@ def code() -> str:
     return digest.hexdigest()[:8]
 
 
-ENGINE = ("_trace.py", "_couple.py", "_lengths.py", "_replay.py", "_surgery.py", "_cut.py", "_counts.py", "_units.py")
+ENGINE = (
+    "_trace.py",
+    "_training.py",
+    "_couple.py",
+    "_lengths.py",
+    "_replay.py",
+    "_surgery.py",
+    "_cut.py",
+    "_counts.py",
+    "_units.py",
+)
 
 
 def read(path: Path) -> dict[Key, dict[str, Any]]:

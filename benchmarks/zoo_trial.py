@@ -231,7 +231,7 @@ def allowed(graph: Any) -> float:
     kernel, environments = _couple._label_all(graph, ops.RULES)
     _couple._freeze_unexecuted(kernel, graph)
     _couple._freeze_opaque(kernel, graph, environments)
-    solved = _couple._solve(kernel, graph, environments)
+    solved = _couple._solve(kernel, graph, _couple._demands(graph), environments)
     full = [len(units) for units in solved.units_of_group]
     kept = [max(1, round(n * (1 - UNIFORM_RATIO))) for n in full]
     return _gone(_couple._params(graph, solved), full, kept)

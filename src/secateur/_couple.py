@@ -9,9 +9,10 @@ Index conventions: a atom, c class (connected component), u global unit, g group
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
@@ -43,7 +44,7 @@ from secateur.ops import RULES, rule_key
 from secateur.ops._kernel import INT, Kernel, Label, support
 from secateur.ops._rule import Operation, Rule, bare, keeps_zeros
 from secateur.ops.sizes import Requirement, equal_lengths, number, requirements
-from secateur.schema.graph import Attribute, Expression, Graph, Integer, Node, Op, Ref, Run, Size
+from secateur.schema.graph import Attribute, Call, Expression, Graph, Integer, Node, Op, Ref, Run, Size
 from secateur.schema.groups import (
     CostTerm,
     Equation,
@@ -96,8 +97,9 @@ def couple(
     _freeze_unexecuted(kernel, graph)
     _freeze_opaque(kernel, graph, environments)
     opened: list[Rewrite] = []
+    demands = _demands(graph)
     while True:
-        lengths = _Lengths(graph, environments, _solve(kernel, graph, environments))
+        lengths = _Lengths(graph, demands, environments, _solve(kernel, graph, demands, environments))
         said, links, stuck = _statements(lengths)
         full = [len(units) for units in lengths.solved.units_of_group]
         even = _even_equations(kernel, graph, lengths.solved)
@@ -113,6 +115,7 @@ def couple(
         if fresh:
             opened += fresh
             graph = _opened(graph, fresh)
+            demands = _demands(graph)
             continue
         for g, reason, source in stuck:
             if (g, source) in baking and baking[g, source].problem:
@@ -272,7 +275,7 @@ class _Solved:
         classes: [atoms] -> class.  unit_of_class: class -> global unit, -1 where frozen or without a parameter.
         group_of_unit, local: [units] -> group, number within the group.  units_of_group: [group] -> global units.
         entities: (param, axis, first atom, length) of every parameter axis.
-        frozen_reason: class -> (reason, site).
+        reason: class -> index of `Facts.frozen`, their number where it is in none.
     """
 
     classes: np.ndarray
@@ -281,8 +284,9 @@ class _Solved:
     local: np.ndarray
     units_of_group: list[np.ndarray]
     entities: list[tuple[str, int, int, int]]
-    frozen_reason: dict[int, tuple[str, tuple[int, int]]]
+    reason: np.ndarray
     extents: dict[bytes, Extent] = field(default_factory=dict)  # many axes lose the same
+    lines: dict[tuple[Any, ...], np.ndarray | None] = field(default_factory=dict)  # many values have the same labels
 
     def units(self, slot: Tensor) -> np.ndarray:
         """The global unit of every entry of a slot, -1 where it cannot go."""
@@ -293,6 +297,12 @@ class _Solved:
         """[length of the axis]: the unit whose removal shortens the axis there; None where nothing can."""
         if slot.shape[axis] == 1:
             return None
+        key = (slot.data_ptr(), slot.shape, slot.stride(), axis)
+        if key not in self.lines:
+            self.lines[key] = self._line(slot, axis)
+        return self.lines[key]
+
+    def _line(self, slot: Tensor, axis: int) -> np.ndarray | None:
         if slot.shape[axis] == slot.numel():
             line = self.units(slot).reshape(-1)
             return line if (line >= 0).any() else None
@@ -350,18 +360,16 @@ class _Solved:
         return Extent(int((units < 0).sum()), tuple(terms))
 
 
-def _solve(kernel: Kernel, graph: Graph, environments: list[list[Label | None]]) -> _Solved:
+def _solve(kernel: Kernel, graph: Graph, demands: Sequence[_Demand], environments: list[list[Label | None]]) -> _Solved:
     facts = kernel.facts
     classes = _components(facts.n_atoms, facts.edges)
     classes = _resolve_grids(kernel, classes)
     n_classes = int(classes.max()) + 1
-    frozen = np.zeros(n_classes, bool)
+    reason = np.full(n_classes, len(facts.frozen))  # the first that was found
+    for i in reversed(range(len(facts.frozen))):
+        reason[classes[facts.frozen[i][0]]] = i
+    frozen = reason < len(facts.frozen)
     frozen[classes[0]] = True
-    reasons: dict[int, tuple[str, tuple[int, int]]] = {}
-    for atoms, reason, site in facts.frozen:
-        for c in np.unique(classes[atoms]).tolist():
-            frozen[c] = True
-            reasons.setdefault(c, (reason, site))
     entities = [
         (key, axis, base, n) for (key, axis), (base, n) in facts.axes.items() if (key, axis) not in facts.virtual
     ]
@@ -376,9 +384,9 @@ def _solve(kernel: Kernel, graph: Graph, environments: list[list[Label | None]])
         local=np.zeros(int(alive.sum()), int),
         units_of_group=[],
         entities=entities,
-        frozen_reason=reasons,
+        reason=reason,
     )
-    lines = _lines_that_matter(kernel, _Lengths(graph, environments, solved))
+    lines = _lines_that_matter(kernel, _Lengths(graph, demands, environments, solved))
     signature = _refine(signature[alive], lines)
     _form_groups(solved, signature, classes, alive)
     return solved
@@ -474,18 +482,15 @@ def _lines_that_matter(kernel: Kernel, lengths: _Lengths) -> Iterable[np.ndarray
         units = lengths.solved.label_along(label, axis)
         if units is not None:
             yield units
+    for demand in lengths.demands:
+        for need in demand.needs:
+            units = lengths.units(demand.run, need.value, need.axis)
+            if units is not None and need.argument is not None:
+                counted, whole = _counted(units, need)
+                if whole:
+                    yield counted
     for r, run in enumerate(lengths.graph.runs):
-        for call in run.calls:
-            for need in requirements(call, lambda v, run=run: run.values[v]):  # type: ignore[misc]
-                units = lengths.units(r, need.value, need.axis)
-                if units is not None and need.argument is not None:
-                    counted, whole = _counted(units, need)
-                    if whole:
-                        yield counted
-        said: list[Expression] = []
-        for call in run.calls:
-            for pair in equal_lengths(call, lambda v, run=run: run.values[v]):  # type: ignore[misc]
-                said += pair
+        said: list[Expression] = [size for d in lengths.demands if d.run == r for pair in d.equal for size in pair]
         said += [*run.escapes, *(e for c in run.comparisons for e in (c.left, c.right))]
         said += [i.origin for call in run.calls for i in _integers((call.args, tuple(call.kwargs.values())))]
         for size in {s for e in said for s in sizes(e)}:
@@ -531,9 +536,35 @@ def _form_groups(solved: _Solved, signature: np.ndarray, classes: np.ndarray, al
     solved.group_of_unit[:] = rank[ordered]
     solved.local[:] = np.arange(len(order)) - starts[rank[ordered]]
     solved.unit_of_class = renumber[solved.unit_of_class]
+    solved.lines = {key: None if line is None else renumber[line] for key, line in solved.lines.items()}
 
 
 # -- statements about integers ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """What one call says about lengths.
+
+    Attributes:
+        needs: what its integers count.  equal: axes that are of one length.
+    """
+
+    run: int
+    call: Call
+    needs: tuple[Requirement, ...]
+    equal: tuple[tuple[Size, Size], ...]
+
+
+def _demands(graph: Graph) -> list[_Demand]:
+    return [
+        _Demand(r, call, needs, equal)
+        for r, run in enumerate(graph.runs)
+        for call in run.calls
+        for needs in [tuple(requirements(call, run.values.__getitem__))]
+        for equal in [tuple(equal_lengths(call, run.values.__getitem__))]
+        if needs or equal
+    ]
 
 
 @dataclass(slots=True)
@@ -541,6 +572,7 @@ class _Lengths:
     """Lengths of recorded values as functions of kept counts. Values of all runs are numbered through."""
 
     graph: Graph
+    demands: Sequence[_Demand]
     environments: list[list[Label | None]]
     solved: _Solved
 
@@ -577,29 +609,31 @@ def _statements(lengths: _Lengths) -> tuple[list[Statement], list[Link], list[tu
     said: list[Statement] = []
     links: list[Link] = []
     stuck: list[tuple[int, str, str]] = []
+    for demand in lengths.demands:
+        r, call = demand.run, demand.call
+        run, offset = graph.runs[r], lengths.first(r)
+        for need in demand.needs:
+            units = lengths.units(r, need.value, need.axis)
+            if need.argument is None:
+                if units is not None:
+                    why = f"every other entry is taken in {call.function}"
+                    stuck += [(g, why, call.source) for g in solved.groups_of(units)]
+                continue
+            length = run.values[need.value].shape[need.axis]
+            said.append(
+                Statement(
+                    expression=_shifted(_origin(need.argument), offset),
+                    length=_needed(solved, units, length, need),
+                    reason=f"an integer of {call.function} is fixed in the forward",
+                    source=call.source,
+                )
+            )
+        for here, there in demand.equal:
+            left, right = _shifted(here, offset), _shifted(there, offset)
+            reason = f"equal lengths in {call.function}"
+            links.append(Link(left=left, right=right, reason=reason, source=call.source))
     for r, run in enumerate(graph.runs):
         offset = lengths.first(r)
-        for call in run.calls:
-            for need in requirements(call, lambda v, run=run: run.values[v]):  # type: ignore[misc]
-                units = lengths.units(r, need.value, need.axis)
-                if need.argument is None:
-                    if units is not None:
-                        why = f"every other entry is taken in {call.function}"
-                        stuck += [(g, why, call.source) for g in solved.groups_of(units)]
-                    continue
-                length = run.values[need.value].shape[need.axis]
-                said.append(
-                    Statement(
-                        expression=_shifted(_origin(need.argument), offset),
-                        length=_needed(solved, units, length, need),
-                        reason=f"an integer of {call.function} is fixed in the forward",
-                        source=call.source,
-                    )
-                )
-            for here, there in equal_lengths(call, lambda v, run=run: run.values[v]):  # type: ignore[misc]
-                left, right = _shifted(here, offset), _shifted(there, offset)
-                reason = f"equal lengths in {call.function}"
-                links.append(Link(left=left, right=right, reason=reason, source=call.source))
         for c in run.comparisons:
             left, right = _shifted(c.left, offset), _shifted(c.right, offset)
             links.append(
@@ -616,10 +650,12 @@ def _baking(lengths: _Lengths, stuck: Sequence[tuple[int, str, str]]) -> dict[tu
     found: dict[tuple[int, str], Rewrite] = {}
     for r, run in enumerate(lengths.graph.runs):
         axes: list[tuple[str, str, Size]] = []
+        for demand in lengths.demands:
+            call = demand.call
+            if demand.run == r and call.source in sources and call.module in programs:
+                axes += [(call.module, call.source, Size(need.value, need.axis)) for need in demand.needs]
         for call in run.calls:
             if call.source in sources and call.module in programs:
-                needs = requirements(call, lambda v, run=run: run.values[v])  # type: ignore[misc]
-                axes += [(call.module, call.source, Size(need.value, need.axis)) for need in needs]
                 integers = _integers((call.args, tuple(call.kwargs.values())))
                 axes += [(call.module, call.source, s) for i in integers for s in sizes(i.origin)]
         for c in run.comparisons:
@@ -740,8 +776,16 @@ def _assemble(
 ) -> Groups:
     solved = lengths.solved
     escapes = _escapes(graph, lengths, settings)
-    groups = _groups(graph, kernel, solved, marks, escapes)
-    sites = _sites(graph, kernel, lengths)
+    counting = [(s, _varying(solved, s.slot, s.axes)) for s in kernel.facts.statistics]
+    inexact: dict[int, str] = {}
+    for statistic, units in counting:
+        for g in solved.groups_of(units):
+            inexact.setdefault(g, statistic.reason)
+    for escape in escapes:
+        for g, _ in escape.extent.terms:
+            inexact.setdefault(g, "the forward computes a number from its size (a square root, a quotient)")
+    groups = _groups(graph, kernel, solved, marks, inexact)
+    sites = _sites(graph, lengths, {s.site for s, units in counting if len(units)})
     return Groups(
         groups=groups,
         frozen=_frozen(graph, kernel, solved),
@@ -794,7 +838,7 @@ def _node(graph: Graph, site: tuple[int, int]) -> str:
 
 
 def _groups(
-    graph: Graph, kernel: Kernel, solved: _Solved, marks: _Marks, escapes: Sequence[Escape]
+    graph: Graph, kernel: Kernel, solved: _Solved, marks: _Marks, inexact: Mapping[int, str]
 ) -> tuple[Group, ...]:
     n_groups = len(solved.units_of_group)
     members: list[list[Member]] = [[] for _ in range(n_groups)]
@@ -817,15 +861,10 @@ def _groups(
                     readers=tuple(sorted(marks.readers.get((key, axis), ()))) if read else (),
                 )
             )
-    ungated = _ungated(kernel, solved)
     least: dict[int, int] = {}
     for slot, n in kernel.facts.least:
         for g in solved.groups_of(solved.units(slot)):
             least[g] = max(least.get(g, 1), n)
-    inexact = _inexact(kernel, solved)
-    for escape in escapes:
-        for g, _ in escape.extent.terms:
-            inexact.setdefault(g, "the forward computes a number from its size (a square root, a quotient)")
     names = _unique([_name(m) for m in members])
     ranks = {p.name: len(p.shape) for p in graph.parameters}
     return tuple(
@@ -837,7 +876,7 @@ def _groups(
             members=tuple(members[g]),
             exact=g not in inexact,
             inexact_because=inexact.get(g, ""),
-            gated=g not in ungated and any(m.role in ("read", "both") for m in members[g]),
+            gated=g not in marks.ungated and any(m.role in ("read", "both") for m in members[g]),
             module=_name(members[g]).rpartition(".")[0] if members[g] else "",
             least=least.get(g, 1),
         )
@@ -874,23 +913,26 @@ class _Marks:
     Attributes:
         reads, writes: [atoms]: a contraction sums over it; a contraction or a bias makes it.
         readers: (param, axis) -> the names under which the parameter is read.
+        ungated: groups whose units are contracted with each other (query with key): no one set of columns reads them.
     """
 
     reads: np.ndarray
     writes: np.ndarray
     readers: dict[tuple[str, int], set[str]]
+    ungated: set[int]
 
 
 def _marked(kernel: Kernel, solved: _Solved) -> _Marks:
     reads = np.zeros(kernel.facts.n_atoms, bool)
     writes = np.zeros(kernel.facts.n_atoms, bool)
     readers: dict[tuple[str, int], set[str]] = {}
+    ungated: set[int] = set()
     bases = np.array([base for _, _, base, _ in solved.entities])
     for reading in kernel.facts.readings:
-        if not reading.gated:
-            continue
         wanted = _varying(solved, reading.slot, reading.axes)
-        if not len(wanted):
+        if not reading.gated:
+            ungated |= set(solved.groups_of(wanted))
+        if not reading.gated or not len(wanted):
             continue
         atoms = np.unique(reading.slot.numpy())
         units = solved.unit_of_class[solved.classes[atoms]]
@@ -905,24 +947,7 @@ def _marked(kernel: Kernel, solved: _Solved) -> _Marks:
     for slot in kernel.facts.writings:
         writes[slot.numpy().reshape(-1)] = True
     writes[0] = False
-    return _Marks(reads, writes, readers)
-
-
-def _ungated(kernel: Kernel, solved: _Solved) -> set[int]:
-    """Groups whose units are contracted with each other (query with key): no single set of columns reads them."""
-    found: set[int] = set()
-    for reading in kernel.facts.readings:
-        if not reading.gated:
-            found |= set(solved.groups_of(_varying(solved, reading.slot, reading.axes)))
-    return found
-
-
-def _inexact(kernel: Kernel, solved: _Solved) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for statistic in kernel.facts.statistics:
-        for g in solved.groups_of(_varying(solved, statistic.slot, statistic.axes)):
-            found.setdefault(g, statistic.reason)
-    return found
+    return _Marks(reads, writes, readers, ungated)
 
 
 def _name(members: Sequence[Member]) -> str:
@@ -962,15 +987,15 @@ def _kind(ranks: Mapping[str, int], members: Sequence[Member], n_units: int) -> 
 
 def _frozen(graph: Graph, kernel: Kernel, solved: _Solved) -> tuple[Frozen, ...]:
     made = []
+    why = [*((reason, site) for _, reason, site in kernel.facts.frozen), ("it faces something of fixed size", (-1, -1))]
     for key, axis, base, n in solved.entities:
         classes = solved.classes[base : base + n]
         stuck = classes[solved.unit_of_class[classes] < 0]
         if not len(stuck):
             continue
         reasons: dict[tuple[str, tuple[int, int]], int] = {}
-        for c in stuck.tolist():
-            why = solved.frozen_reason.get(c, ("it faces something of fixed size", (-1, -1)))
-            reasons[why] = reasons.get(why, 0) + 1
+        for i, count in collections.Counter(solved.reason[stuck].tolist()).items():
+            reasons[why[i]] = reasons.get(why[i], 0) + count
         for (reason, site), count in reasons.items():
             made.append(
                 Frozen(
@@ -1042,11 +1067,10 @@ def _params(graph: Graph, solved: _Solved) -> list[CostTerm]:
     return terms
 
 
-def _sites(graph: Graph, kernel: Kernel, lengths: _Lengths) -> tuple[Site, ...]:
+def _sites(graph: Graph, lengths: _Lengths, counting: Collection[tuple[int, int]]) -> tuple[Site, ...]:
     """Operations whose result depends on how many entries survive, with the unit of every index."""
-    found = {s.site for s in kernel.facts.statistics if len(_varying(lengths.solved, s.slot, s.axes))}
     made = []
-    for r, n in sorted(found):
+    for r, n in sorted(counting):
         node = graph.runs[r].nodes[n]
 
         def axes(value: int, r: int = r) -> tuple[tuple[int, ...] | None, ...]:

@@ -193,6 +193,8 @@ def _name_of_source(path: str) -> str:
 
 def plain(item: Any) -> Any:
     """Arguments without traced integers, as torch expects them."""
+    if isinstance(item, Tensor):
+        return item
     if isinstance(item, TracedInt):
         return int.__index__(item)
     if isinstance(item, slice):
@@ -471,34 +473,6 @@ def set_mode(model: nn.Module, mode: str) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-
-
-# their training flag does not change a recording: `set_mode`, `_Functions._dropout` and `quiet` see to that
-_INDIFFERENT = (
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
-    *(nn.LSTM, nn.GRU, nn.RNN),
-)
-
-
-@contextlib.contextmanager
-def training_flags_read() -> Iterator[list[nn.Module]]:
-    """The modules that ask, while this lasts, whether they are being trained, and act on the answer."""
-    asked: list[nn.Module] = []
-
-    def read(module: nn.Module) -> bool:
-        if not (type(module) in _INDIFFERENT or isinstance(module, nn.modules.batchnorm._BatchNorm)):
-            asked.append(module)
-        return vars(module)["training"]  # type: ignore[no-any-return]
-
-    def write(module: nn.Module, value: bool) -> None:
-        vars(module)["training"] = value
-
-    # a property of the class goes before the value of the instance
-    nn.Module.training = property(read, write)  # type: ignore[assignment]
-    try:
-        yield asked
-    finally:
-        del nn.Module.training
 
 
 def map_tensors(item: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -58,19 +58,21 @@ def _duplicate(item: Any, memo: dict[int, Any]) -> Any:
     kind: type = type(item)
     if kind in _ATOMS:
         return item
-    if id(item) in memo:
-        return memo[id(item)]
+    found = memo.get(id(item))
+    if found is not None:
+        return found
     if kind is dict or kind is collections.OrderedDict:
         made = memo[id(item)] = kind()
-        memo.setdefault(id(memo), []).append(item)  # as deepcopy does: while it lives, no other object has its id
         for key, value in item.items():
             key = key if type(key) in _ATOMS else _duplicate(key, memo)
             made[key] = value if type(value) in _ATOMS else _duplicate(value, memo)
         return made
     if isinstance(item, nn.Module) and _is_plain(kind):
         made = memo[id(item)] = object.__new__(kind)
-        state = item.__getstate__().items()
-        made.__setstate__({name: v if type(v) in _ATOMS else _duplicate(v, memo) for name, v in state})
+        state = item.__getstate__()
+        # as deepcopy does: while what a class of its own may have made for this lives, no other object has its id
+        memo.setdefault(id(memo), []).append(state)
+        made.__setstate__({name: v if type(v) in _ATOMS else _duplicate(v, memo) for name, v in state.items()})
         return made
     return copy.deepcopy(item, memo)
 

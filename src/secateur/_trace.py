@@ -33,11 +33,11 @@ from secateur._replay import (
     set_mode,
     source_line,
     stage,
-    training_flags_read,
     uncollected,
     written_tensors,
 )
 from secateur._surgery import fingerprint_structure, tensors
+from secateur._training import Asked, changed_by_mode, training_flags_read
 from secateur.errors import InputError, TraceError, UnsupportedModel
 from secateur.ops.modules import swap_key
 from secateur.ops.sizes import CELLS
@@ -45,6 +45,7 @@ from secateur.schema.graph import Attribute, Call, Graph, Integer, Node, Paramet
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | list[Any]
 
+_ATOMS = frozenset((type(None), bool, int, float, str))
 _MODES: tuple[Literal["eval", "train"], ...] = ("eval", "train")
 # calls whose integer arguments shape their result, kept even when no integer in them has a memory; and those of cells
 _SHAPING = CELLS.union(
@@ -85,13 +86,11 @@ def trace(
     notes: list[str] = []
     touched: set[str] = set()
     attributes: dict[Attribute, int] = {}
-    own_modes = any(type(module).train is not nn.Module.train for module in model.modules())
     recorded: dict[str, list[Frames]] = {"eval": [], "train": []}
     for example, inputs in enumerate(each_input(example_inputs)):
         for mode in _MODES:
             try:
-                with training_flags_read() as asked:
-                    run, names, found, frames = _record(model, inputs, mode, example)
+                recording = _record(model, inputs, mode, example)
             except Exception as error:
                 if mode == "eval":
                     if not any(t.is_meta for _, _, t in tensors(model)):
@@ -104,13 +103,13 @@ def trace(
                     ) from error
                 notes.append(f"training mode was not recorded: {type(error).__name__}: {str(error)[:200]}")
                 continue
-            touched |= names
-            recorded[mode].append(frames)
-            if not any(_same(run, other) for other in runs):
-                runs.append(run)
-            attributes.update(found)
-            if mode == "eval" and not asked and not own_modes:  # training mode would do the very same
-                recorded["train"].append(frames)
+            touched |= recording.touched
+            recorded[mode].append(recording.frames)
+            if not any(_same(recording.run, other) for other in runs):
+                runs.append(recording.run)
+            attributes.update(recording.attributes)
+            if recording.for_both:
+                recorded["train"].append(recording.frames)
                 break
     parameters = _parameters(model)
     return Graph(
@@ -239,9 +238,23 @@ class _WritesWeights(Exception):
     """The forward wants to write a parameter or buffer that was lent to the recording for reading."""
 
 
-def _record(
-    model: nn.Module, inputs: Any, mode: Literal["eval", "train"], example: int
-) -> tuple[Run, set[str], dict[Attribute, int], Frames]:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Recording:
+    """What one run of the model told.
+
+    Attributes:
+        touched: names of the parameters and buffers that took part.  attributes: integers of modules, with values.
+        for_both: a run in evaluation mode, and training mode would do the very same.
+    """
+
+    run: Run
+    touched: set[str]
+    attributes: dict[Attribute, int]
+    frames: Frames
+    for_both: bool
+
+
+def _record(model: nn.Module, inputs: Any, mode: Literal["eval", "train"], example: int) -> _Recording:
     """Record on the memory of the user's weights, or on a copy where the forward writes to them."""
     with contextlib.suppress(_WritesWeights):
         return _recorded(model, inputs, mode, example, borrowed=True)
@@ -250,7 +263,7 @@ def _record(
 
 def _recorded(
     model: nn.Module, inputs: Any, mode: Literal["eval", "train"], example: int, *, borrowed: bool
-) -> tuple[Run, set[str], dict[Attribute, int], Frames]:
+) -> _Recording:
     session = Session()
     double, attributes, names = stage(model, session, borrowed=borrowed)
     set_mode(double, mode)
@@ -261,14 +274,26 @@ def _recorded(
     for path, module in double.named_modules():
         recorder.follow(path, module)
     inputs = map_tensors(copy.deepcopy(inputs), lambda t: t)
-    with _without_weights(double, recorder) as inputs_for:
+    with _without_weights(double, recorder) as inputs_for, training_flags_read() as asked:
         inputs = inputs_for(inputs)
         run = _run_of(double, inputs, recorder, mode, example)
     for number, path in session.lost:
         if sizes(session.escapes[number]):
             recorder.frames.problems.setdefault(path, "Python computes a number from the length of a tensor")
-    touched = {v.name for v in recorder.values if v.name is not None}
-    return run, touched, dict(attributes), recorder.frames
+    return _Recording(
+        run=run,
+        touched={v.name for v in recorder.values if v.name is not None},
+        attributes=dict(attributes),
+        frames=recorder.frames,
+        for_both=mode == "eval" and not _differs_in_training(double, asked, recorder.frames),
+    )
+
+
+def _differs_in_training(double: nn.Module, asked: Asked, frames: Frames) -> bool:
+    """Whether the copy, which has run in evaluation mode, would do, or have to be written, otherwise in training."""
+    if asked.differs or (asked.dropout and any(program.baked for program in frames.programs.values())):
+        return True
+    return changed_by_mode(double)
 
 
 def _run_of(
@@ -488,6 +513,8 @@ class _Recorder(Plain):
 
     def _written(self, item: Any) -> Any:
         """Arguments as they are written down."""
+        if type(item) in _ATOMS:
+            return item
         if isinstance(item, Tensor):
             return self.reference(item)
         if isinstance(item, TracedInt):
@@ -496,7 +523,7 @@ class _Recorder(Plain):
             return ("slice", self._written(item.start), self._written(item.stop), self._written(item.step))
         if isinstance(item, tuple | list):
             return tuple(self._written(i) for i in item)
-        if item is None or isinstance(item, bool | int | float | str):
+        if isinstance(item, bool | int | float | str):
             return item
         if item is Ellipsis:
             return "..."
@@ -571,6 +598,8 @@ def _place(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
 
 
 def _has_traced(item: Any) -> bool:
+    if type(item) in _ATOMS or isinstance(item, Tensor):
+        return False
     if isinstance(item, TracedInt):
         return True
     if isinstance(item, slice):

@@ -107,17 +107,16 @@ def _wide(shape: torch.Size) -> frozenset[int]:
 
 def compress(slot: Tensor) -> Tensor | None:
     """Size 1 on every axis where the slot is constant; None where nothing is attached."""
-    for d in range(slot.dim()):
-        if slot.shape[d] > 1 and slot.stride(d) == 0:
-            slot = slot.narrow(d, 0, 1)
-    for d in range(slot.dim()):
-        if slot.shape[d] > 1:
-            first = slot.narrow(d, 0, 1)
-            if bool((slot == first).all()):
-                slot = first
-    if slot.numel() == 0 or not bool(slot.any()):
-        return None
-    return slot
+    atoms = slot.numpy()
+    for d, stride in enumerate(slot.stride()):
+        if stride == 0:
+            atoms = atoms[(*(slice(None),) * d, slice(0, 1))]
+    for d in range(atoms.ndim):
+        if atoms.shape[d] > 1:
+            first = atoms[(*(slice(None),) * d, slice(0, 1))]
+            if (atoms == first).all():
+                atoms = first
+    return torch.from_numpy(atoms) if atoms.size and atoms.any() else None
 
 
 class Kernel:
@@ -240,6 +239,8 @@ class Kernel:
     def pointwise(self, shape: Sequence[int], labels: Sequence[Label]) -> Label:
         """Element by element with broadcasting: what meets on an axis goes together."""
         rank = len(shape)
+        if len(labels) == 1 and labels[0].shape == tuple(shape):
+            return Label(labels[0].shape, labels[0].slots)
         shapes = [(1,) * (rank - label.rank) + label.shape for label in labels]
         items = [
             (j, slot.reshape((1,) * (rank - label.rank) + tuple(slot.shape)))
