@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import hashlib
 import importlib
 import json
@@ -107,9 +106,6 @@ def warm_up(*, peer: bool = False) -> None:
         importlib.import_module("torch_pruning")
     for name in [n for n in sys.modules if n.split(".")[0] == "secateur"]:
         del sys.modules[name]
-    # millions of objects of the libraries: else the collector goes through them in some processes and not in others
-    gc.collect()
-    gc.freeze()
 
 
 def code() -> str:

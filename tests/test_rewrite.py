@@ -26,6 +26,7 @@ from secateur.cli import app
 from secateur.errors import CutError, FileCorrupt, RewrittenForward
 from secateur.schema._record import from_json, to_json
 from secateur.schema.graph import Graph
+from secateur.schema.plan import Plan
 from secateur.schema.receipt import Receipt
 
 
@@ -182,6 +183,37 @@ def pruned() -> tuple[nn.Module, nn.Module, Receipt]:
     groups = couple(trace(model, IMAGE), baked="submodule")
     small, receipt = cut(model, groups, random_plan(groups, 0))
     return model, small, receipt
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("layer", [False, True])
+def test_what_stays_and_what_is_dropped_are_told_apart_in_training(layer: bool, inplace: bool) -> None:
+    """In evaluation a dropout hands back the very tensor that it was given."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.drop, self.last = nn.Linear(16, 16), nn.Dropout(0.5, inplace), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.wide(x).view(-1, 4, 4).flatten(1)
+            kept = y + 0 if inplace else y
+            return self.last(kept + (self.drop(y) if layer else F.dropout(y, 0.5, self.training, inplace)))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), Residual(), nn.Linear(16, 2))
+    x = torch.randn(3, 4)
+    groups = couple(trace(model, x), baked="submodule")
+    names, n_units = tuple(g.name for g in groups.groups), tuple(g.n_units for g in groups.groups)
+    whole = Plan(kept=tuple(tuple(range(n)) for n in n_units), names=names, n_units=n_units)
+    same, receipt = cut(model, groups, whole)
+    assert [r.module for r in receipt.rewrites] == ["1"]
+    for mode in (True, False):
+        outputs = []
+        for net in (model, same):
+            torch.manual_seed(1)
+            outputs.append(net.train(mode)(x))
+        torch.testing.assert_close(*outputs)
 
 
 def test_both_modes_are_written_again(pruned: tuple[nn.Module, nn.Module, Receipt]) -> None:

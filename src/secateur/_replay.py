@@ -252,7 +252,10 @@ class _Functions(TorchFunctionMode):
             axis = args[1] if len(args) > 1 else kwargs.get("dim")
             return shape if axis is None else shape[axis]
         if name in DROPOUT:
-            out = self._dropout(func, plain(args), plain(kwargs))
+            # Nothing is dropped: what is has no place in a recording, and no equal in a smaller model. In either mode
+            # the same numbers, but not the same tensor: a forward written from this tells them apart in training.
+            with self.operations.silence():
+                out = (args[0] if args else kwargs["input"]).detach()
         elif name in WHOLE:
             with self.operations.silence():
                 out = self.watcher.operation(name, func, plain(args), plain(kwargs))
@@ -272,14 +275,6 @@ class _Functions(TorchFunctionMode):
         if type(item) is dict:
             return {k: self._numbers(v) for k, v in item.items()}
         return item
-
-    def _dropout(self, func: Any, args: Any, kwargs: Any) -> Any:
-        # as in evaluation: what is dropped at random has no place in a recording, and no equal in a smaller model
-        given = args[2] if len(args) > 2 else kwargs.get("training", False)
-        if given:
-            with self.operations.silence():  # the same numbers, but not the same tensor: what stays and what is dropped
-                return (args[0] if args else kwargs["input"]).detach()
-        return func(*args, **kwargs)
 
 
 class _Operations(TorchDispatchMode):

@@ -492,8 +492,8 @@ class _Recorder(Plain):
         if name == "__get__":
             self.frames.property(function, args[0], out)
             return
-        if name in DROPOUT and out is not args[0]:
-            self.known[out] = self.reference(args[0]).value  # nothing was dropped
+        if name in DROPOUT:
+            self.known[out] = self.reference(args[0] if args else kwargs["input"]).value  # nothing was dropped
         shaping = name in _SHAPING or _has_traced((args, kwargs))
         step = self.frames.called(function, args, kwargs, out, shaping)
         if not shaping:

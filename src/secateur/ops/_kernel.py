@@ -101,7 +101,7 @@ def support(slot: Tensor) -> frozenset[int]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _wide(shape: torch.Size) -> frozenset[int]:
+def _wide(shape: tuple[int, ...]) -> frozenset[int]:
     return frozenset(d for d, n in enumerate(shape) if n > 1)
 
 
@@ -243,13 +243,12 @@ class Kernel:
             return Label(labels[0].shape, labels[0].slots)
         shapes = [(1,) * (rank - label.rank) + label.shape for label in labels]
         items = [
-            (j, slot.reshape((1,) * (rank - label.rank) + tuple(slot.shape)))
+            (j, slot if label.rank == rank else slot.reshape((1,) * (rank - label.rank) + tuple(slot.shape)))
             for j, label in enumerate(labels)
             for slot in label.slots
         ]
-        items = self._drop_bare(items, shapes)
         groups: list[tuple[set[int], list[Tensor]]] = []
-        for _, slot in items:
+        for slot in self._drop_bare(items, shapes):
             axes, members = set(support(slot)), [slot]
             for other in [g for g in groups if g[0] & axes]:
                 axes |= other[0]
@@ -258,22 +257,24 @@ class Kernel:
             groups.append((axes, members))
         return self.label(shape, [self._merge(sorted(axes), members) for axes, members in groups])
 
-    def _drop_bare(self, items: list[tuple[int, Tensor]], shapes: list[tuple[int, ...]]) -> list[tuple[int, Tensor]]:
+    def _drop_bare(self, items: list[tuple[int, Tensor]], shapes: list[tuple[int, ...]]) -> list[Tensor]:
         """An operand that has a real extent on an axis, but no atoms there, cannot shrink: nor can what meets it."""
+        without = [set(_wide(shape)) for shape in shapes]
+        for i, slot in items:
+            without[i] -= support(slot)
         kept = []
-        covered = [set[int]().union(*(support(s) for k, s in items if k == j)) for j in range(len(shapes))]
         for i, slot in items:
             axes = support(slot)
-            others = [j for j in range(len(shapes)) if j != i]
-            bare = {d for j in others for d in axes if shapes[j][d] > 1 and d not in covered[j]}
+            bare = {d for j, there in enumerate(without) if j != i for d in there & axes}
             if bare >= axes:
                 self.freeze(slot, "it is combined with a tensor of fixed size")
-                continue
-            slot = self.collapse(slot, sorted(bare))
-            kept.append((i, slot))
+            else:
+                kept.append(self.collapse(slot, sorted(bare)) if bare else slot)
         return kept
 
     def _merge(self, axes: Sequence[int], members: list[Tensor]) -> Tensor:
+        if len(members) == 1:
+            return members[0]
         if len({support(s) for s in members}) > 1:
             # a grid meets a line: only whole rows along the first shared axis can go
             first = axes[0]
