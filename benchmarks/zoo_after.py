@@ -15,6 +15,7 @@ What fails is tried with the dense model as well: if that cannot do it either, t
     make bench-zoo-after                                     everything, some hours on one core
     make bench-zoo-after ARGS="--set nn --only 'LSTM*'"      some sets, some models
     make bench-zoo-after ARGS="--every 1"                    all models, not each third
+    make bench-zoo-after ARGS="--every 1 --baked"            those of which baked="submodule" writes a forward again
     make bench-zoo-after ARGS="--resume"                     go on where the last run stopped; --again: what failed
     make bench-zoo-after ARGS="--show --markdown benchmarks/zoo_after.md"    nothing is run: write the committed table
 """
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
             if before is None and args.again and not args.resume:
                 continue
             started = time.perf_counter()
-            found = after(entry, args.seed, seconds=args.timeout, memory=args.memory)
+            found = after(entry, args.seed, baked=args.baked, seconds=args.timeout, memory=args.memory)
             head = {"tool": TOOL, "set": name, "model": entry.name, "seed": args.seed, "code": code()}
             results[key] = head | {"wall": time.perf_counter() - started} | found
             append(args.out, results[key])
@@ -104,6 +105,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", help="models whose name fits this pattern")
     parser.add_argument("--every", type=int, default=3, help="each how-manieth model of a set")
     parser.add_argument("--seed", type=int, default=0, help="of weights, ratios and choices")
+    parser.add_argument(
+        "--baked", action="store_true", help="with forwards written again, and only models that have any"
+    )
     parser.add_argument("--timeout", type=float, default=120.0, help="CPU seconds per cut and per check")
     parser.add_argument("--memory", type=float, default=12.0, help="GiB of address space per process")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "zoo_after.jsonl", help="JSON lines, appended")
@@ -131,8 +135,11 @@ def chosen(name: str, every: int) -> list[Entry]:
 
 
 # ------------------------------------------------------------------------------------------- one model
-def after(entry: Entry, seed: int, *, seconds: float, memory: float) -> dict[str, Any]:
+def after(entry: Entry, seed: int, *, baked: bool, seconds: float, memory: float) -> dict[str, Any]:
     """Cut a model and try everything with it; what it cannot do, the dense one tries.
+
+    Args:
+        baked: forwards in which integers stand are written again; models without any are not cut.
 
     Returns:
         `outcome`: ok; LOST where anything is; uncut, with a message; else what kept the checks from being made.
@@ -142,7 +149,7 @@ def after(entry: Entry, seed: int, *, seconds: float, memory: float) -> dict[str
     with tempfile.TemporaryDirectory(prefix="zoo-after-") as name:
         folder = Path(name)
         # the process of the model waits for those of its checks
-        end = limits(lambda: _cut_and_check(entry, seed, folder, limits), patience=10 * 2 * len(CHECKS))
+        end = limits(lambda: _cut_and_check(entry, seed, folder, limits, baked), patience=10 * 2 * len(CHECKS))
         if end.how != "done":
             return {"outcome": end.how, "message": end.message, "checks": {}}
         row: dict[str, Any] = end.value
@@ -154,7 +161,7 @@ def after(entry: Entry, seed: int, *, seconds: float, memory: float) -> dict[str
     return row | {"outcome": next((o for o in (LOST, TIMEOUT, MEMORY) if o in outcomes), OK)}
 
 
-def _cut_and_check(entry: Entry, seed: int, folder: Path, limits: Callable[..., End]) -> dict[str, Any]:
+def _cut_and_check(entry: Entry, seed: int, folder: Path, limits: Callable[..., End], baked: bool) -> dict[str, Any]:
     from secateur._couple import couple
     from secateur._cut import cut
     from secateur._trace import trace
@@ -165,7 +172,9 @@ def _cut_and_check(entry: Entry, seed: int, folder: Path, limits: Callable[..., 
     except Exception as error:  # noqa: BLE001  whatever the library raises: the model does not run here
         return {"outcome": "unbuilt", "message": said(error), "checks": {}}
     try:
-        groups = couple(trace(model, inputs))
+        groups = couple(trace(model, inputs), baked="submodule" if baked else "freeze")
+        if baked and not groups.rewrites:
+            return {"outcome": "nothing baked", "message": "", "checks": {}}
         small, receipt = cut(model, groups, random_plan(groups, seed), verify=False)
     except SecateurError as error:  # zoo.py is about these
         return {"outcome": "uncut", "message": said(error), "checks": {}}

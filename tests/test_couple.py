@@ -590,3 +590,29 @@ def test_sizes_that_are_computed_with_make_a_group_inexact_and_follow() -> None:
     assert [(g.n_units, g.exact) for g in groups.groups] == [(8, False)]
     for seed in range(3):
         cut(model, groups, random_plan(groups, seed))
+
+
+def test_a_quotient_inside_a_whole_number_is_whole_itself() -> None:
+    """2 * (width // 4) can be any even number; what the forward makes of a width between two quarters is less."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.a = 16, nn.Linear(6, 16)
+            self.left, self.right = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            n = 2 * (self.width // 4)
+            return self.left(y[..., :n]) + self.right(y[..., n:])
+
+    model = Halves()
+    groups = couple(trace(model, torch.randn(2, 6)))
+    assert any("quotient" in eq.reason for eq in groups.equations)
+    widths = set()
+    for seed in range(8):
+        small, receipt = cut(model, groups, random_plan(groups, seed))
+        assert receipt.verification is not None
+        widths.add(small.left.in_features)
+    assert len(widths) > 1
+    assert all(n % 2 == 0 for n in widths)

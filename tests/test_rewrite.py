@@ -375,3 +375,28 @@ def test_another_word_is_refused(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET)
     result = CliRunner().invoke(app, ["trace", f"{tmp_path / 'net.py'}:Net", "--shape", "2x6", "--baked", "both"])
     assert result.exit_code != 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_loop_over_heads_is_cut_exactly(seed: int) -> None:
+    """Where each head starts and ends stands in a product with a quotient: `(i + 1) * (16 // self.heads)`."""
+
+    class HeadLoop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out, self.heads = nn.Linear(6, 48), nn.Linear(16, 3), 4
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            d, heads = 16 // self.heads, []
+            for i in range(self.heads):
+                s = slice(i * d, (i + 1) * d)
+                heads.append((q[..., s] @ k[..., s].transpose(-1, -2)).softmax(-1) @ v[..., s])
+            return self.out(torch.cat(heads, -1))
+
+    torch.manual_seed(0)
+    model = HeadLoop()
+    groups = couple(trace(model, torch.randn(2, 5, 6)), baked="submodule")
+    small, receipt = cut(model, groups, random_plan(groups, seed))
+    assert receipt.verification is not None
+    assert small.qkv.out_features < 48

@@ -47,7 +47,7 @@ def test_a_cut_model_is_loaded_in_another_process_and_what_fails_is_tried_with_t
     monkeypatch.setattr(
         zoo_after, "CHECKS", (("deepcopy", copied), ("train step", trained), ("compile", fewer), ("onnx", never))
     )
-    row = after(ENTRY, 0, seconds=60.0, memory=12.0)
+    row = after(ENTRY, 0, baked=False, seconds=60.0, memory=12.0)
     checks = row["checks"]
     assert 0 < row["removed"] < 1
     assert row["outcome"] == LOST

@@ -203,18 +203,15 @@ def solve(
                 involved |= {g for g, _ in known.get(a, number(0)).terms}
             stuck += [(g, s.reason, s.source) for g in sorted(involved)]
     for s in pending:
-        for a in _attributes(s.expression):
-            if a in known and not _whole(known[a], same):
-                extent = to_extent(known[a])
-                equations.append(
-                    Equation(
-                        terms=extent.terms,
-                        constant=extent.fixed,
-                        modulus=extent.divisor,
-                        reason=f"{a.module}.{a.name} is a whole number",
-                        source=s.source,
-                    )
-                )
+        broken = [a for a in _attributes(s.expression) if a in known and not _whole(known[a], same)]
+        equations += [_is_whole(known[a], f"{a.module}.{a.name}", s.source) for a in broken]
+    # `2 * (width // heads)` may be a whole number where the quotient is none, which the forward then makes smaller
+    said = [(s.expression, s.source) for s in pending] + [(e, k.source) for k in joined for e in (k.left, k.right)]
+    for quotient, source in [(q, source) for e, source in said for q in _quotients(e)]:
+        with contextlib.suppress(_Nonlinear):
+            value = evaluate(quotient)
+            if not value.fixed and not _whole(value, same) and at(value, full).denominator == 1:
+                equations.append(_is_whole(value, "a quotient in the forward", source))
     for link in joined:
         with contextlib.suppress(_Nonlinear):
             difference = add(evaluate(link.left), evaluate(link.right), -1)
@@ -227,6 +224,17 @@ def solve(
     )
     return Solution(
         settings=settings, equations=tuple(dict.fromkeys(equations)), stuck=tuple(dict.fromkeys(stuck)), known=known
+    )
+
+
+def _is_whole(value: Linear, what: str, source: str) -> Equation:
+    extent = to_extent(value)
+    return Equation(
+        terms=extent.terms,
+        constant=extent.fixed,
+        modulus=extent.divisor,
+        reason=f"{what} is a whole number",
+        source=source,
     )
 
 
@@ -285,6 +293,13 @@ def sizes(e: Expression) -> list[Size]:
     if isinstance(e, Op):
         return sizes(e.left) + sizes(e.right)
     return []
+
+
+def _quotients(e: Expression) -> list[Op]:
+    """The floor divisions inside an expression."""
+    if not isinstance(e, Op):
+        return []
+    return [*([e] if e.operator == "floordiv" else []), *_quotients(e.left), *_quotients(e.right)]
 
 
 def _attributes(e: Expression) -> list[Attribute]:
