@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
+import secateur as sc
 from helpers.nasty import NASTY
 from helpers.nets import randomise
 from helpers.oracle import assert_equal_to_silenced, exact_only, run
@@ -400,3 +401,36 @@ def test_a_loop_over_heads_is_cut_exactly(seed: int) -> None:
     small, receipt = cut(model, groups, random_plan(groups, seed))
     assert receipt.verification is not None
     assert small.qkv.out_features < 48
+
+
+def test_a_session_of_pruning_writes_forwards_again_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = NETS["heads"]()
+    x = torch.randn(120, 3, 4, 4)
+    y = x.mean((2, 3)).argmax(1)
+    train, search = ([(x[i : i + 20], y[i : i + 20]) for i in part] for part in (range(0, 80, 20), range(80, 120, 20)))
+
+    def pruned() -> nn.Module:
+        result = sc.prune(
+            model,
+            x[:2],
+            data=sc.Data(train=train, search=search),
+            task=sc.tasks.classification(),
+            budget=sc.Budget(params=0.6),
+            steps=2,
+            recovery=sc.recoveries.finetune(epochs=1),
+            baked="submodule",
+            out=tmp_path / "run",
+            resume=True,
+        )
+        save(result.model, tmp_path / "model", receipt=result.receipt)
+        return result.model
+
+    small = pruned().eval()
+    assert type(small) is type(model)
+    assert isinstance(small.part, Heads)
+    assert small.part.qkv.out_features < 48
+    assert sum(p.numel() for p in small.parameters()) <= 0.6 * sum(p.numel() for p in model.parameters())
+    assert torch.equal(load(tmp_path / "model", model=NETS["heads"]()).eval()(x), small(x))
+    assert torch.equal(pruned().eval()(x), small(x))
+    sc.export(small, x[:2], tmp_path / "model.onnx", exporter=sc.exporters.onnx())
