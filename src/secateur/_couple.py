@@ -894,16 +894,17 @@ def _owners(solved: _Solved, units: np.ndarray) -> list[tuple[int, np.ndarray, t
 
 
 def _varying(solved: _Solved, slot: Tensor, axes: Sequence[int]) -> np.ndarray:
-    """Units whose number of entries along `axes` can change: those on lines where the unit varies."""
+    """Units whose number of entries along `axes` can change, once or more: those on lines where the unit varies."""
     units = solved.units(slot)
     if len(axes) == 1 and slot.shape[axes[0]] == slot.numel():
         line = units.reshape(-1)
-        return np.unique(line[line >= 0]) if (line != line[0]).any() else line[:0]
+        return line[line >= 0] if (line != line[0]).any() else line[:0]
     varies = np.zeros(units.shape, bool)
     for axis in axes:
         first = np.take(units, [0], axis)
         varies |= (units != first).any(axis=axis, keepdims=True)
-    return np.unique(units[varies & (units >= 0)])
+    found: np.ndarray = units[varies & (units >= 0)]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -934,7 +935,7 @@ def _marked(kernel: Kernel, solved: _Solved) -> _Marks:
             ungated |= set(solved.groups_of(wanted))
         if not reading.gated or not len(wanted):
             continue
-        atoms = np.unique(reading.slot.numpy())
+        atoms = reading.slot.numpy().reshape(-1)
         units = solved.unit_of_class[solved.classes[atoms]]
         chosen = np.zeros(len(solved.group_of_unit) + 1, bool)  # the last one stands for -1
         chosen[wanted] = True

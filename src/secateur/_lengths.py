@@ -7,6 +7,7 @@ an attribute of a module (a `Setting`), ties counts (an `Equation`), or cannot b
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Linear:
         return not self.terms
 
 
+@functools.lru_cache(maxsize=4096)
 def number(value: int | Fraction) -> Linear:
     """A constant."""
     return Linear(Fraction(value))
@@ -47,6 +49,7 @@ def scale(a: Linear, factor: Fraction) -> Linear:
     return Linear(a.constant * factor, tuple((g, c * factor) for g, c in a.terms if factor))
 
 
+@functools.lru_cache(maxsize=4096)  # thousands of values have a few dozen lengths
 def of_extent(extent: Extent) -> Linear:
     """An extent as a linear function."""
     d = extent.divisor
@@ -245,7 +248,8 @@ def _difference(s: Statement, evaluate: Callable[[Expression], Linear]) -> Linea
         divisor = evaluate(e.right)
         if not divisor.fixed:
             return add(evaluate(e.left), scale(divisor, s.length.constant), -1)
-    return add(evaluate(e), s.length, -1)
+    value = evaluate(e)
+    return number(0) if value == s.length else add(value, s.length, -1)
 
 
 def linear(
