@@ -18,8 +18,8 @@ from torch import Tensor
 
 from secateur._scan import scan
 from secateur.errors import InputError, SecateurError
+from secateur.executors import processes, serial
 from secateur.executors import ray as ray_executor
-from secateur.executors import serial
 from secateur.tasks import classification
 from test_scan import make_batches, make_groups, make_model, make_scores
 
@@ -126,6 +126,11 @@ def test_a_worker_that_dies_again_and_again_ends_the_scan(running) -> None:
 def test_more_workers_than_the_running_ray_has_are_refused(running) -> None:
     with pytest.raises(InputError, match="too few CPUs"):
         list(ray_executor(3)(abs, range(3)))
+
+
+def test_no_process_is_forked_beside_a_running_ray(running) -> None:
+    with pytest.raises(InputError, match=r"ray\.shutdown\(\) first"):
+        list(processes(2)(abs, range(3)))
 
 
 def test_what_cannot_be_pickled_is_refused_with_another_way() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.process
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -44,8 +45,16 @@ class Processes:
         """(index of the item, result), in the order in which they are ready.
 
         Raises:
+            InputError: Ray runs in this process: its threads hold locks for which forked processes wait forever.
             SecateurError: workers were killed again and again (out of memory?). Errors of the work as they are.
         """
+        ray = sys.modules.get("ray")
+        if ray is not None and ray.is_initialized():
+            raise InputError(
+                "processes cannot be forked beside a Ray that runs in this one: they may wait forever",
+                where="executors.processes",
+                todo="call ray.shutdown() first, or use executors.ray()",
+            )
         left = dict(enumerate(items))
         for _ in range(self.retries + 1):
             if not left:
