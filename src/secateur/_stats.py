@@ -1053,7 +1053,7 @@ def _rehearsed(model: nn.Module, groups: Groups, plan: _Plan, batch: Batch, task
     return trial if len(found.losses) == _FEW else plan
 
 
-_FEW = 8
+_FEW = 4
 _CURVED = frozenset({"curvature_ratio", "projected_share"})
 _GATED = _CURVED | {n for n in PASS if n.startswith("gate_") and n != "gate_hessian"}
 _PROJECTED = frozenset({"gate_projected", "projected_share"})
