@@ -145,6 +145,17 @@ def test_an_answer_that_may_change_something_does(monkeypatch: pytest.MonkeyPatc
     assert recordings(monkeypatch, Asking(asks), X) == ["eval", "train"]
 
 
+def test_integers_of_modules_are_not_compared_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two widths that happen to be equal stay two widths."""
+
+    def widths(self: Asking, x: Tensor) -> Tensor:
+        return x.view(-1, self.inner.in_features if self.training else self.inner.out_features)
+
+    model = Asking(widths)
+    assert recordings(monkeypatch, model, X) == ["eval", "train"]
+    assert all(not run.comparisons for run in trace(model, X).runs)
+
+
 def test_the_values_are_those_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Asking(attention_dropout)
     model.drop.p = 0.1

@@ -142,7 +142,7 @@ def _weigh(asked: Asked, module: nn.Module, frame: types.FrameType) -> None:
             no, yes = (scope.value(expression, answer) for answer in (False, True))
         except _Unknown:
             break
-        if no is yes or (type(no) is type(yes) and isinstance(no, bool | int | float | str) and no == yes):
+        if no is yes or (type(no) is type(yes) and (_is_number(no) or type(no) is str) and no == yes):
             return
     asked.differs = True
 
