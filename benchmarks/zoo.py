@@ -5,7 +5,7 @@ Every model runs in a process of its own, with a limit on time and memory and on
 random, uneven fraction (0 to 0.8) of every group under the count equations, cut, verify against the masked oracle.
 Before its clock starts, each tool has pruned one small network: what a process pays once is not the model's.
 
-    make bench-zoo                                   everything, several hours on one core
+    make bench-zoo                                   everything, half an hour on one core
     make bench-zoo ARGS="--set nasty --set nn"       some sets: nasty, nn, transformers, torchvision, timm
     make bench-zoo ARGS="--only 'vit*' --peer"       some models, Torch-Pruning beside
     make bench-zoo ARGS="--set timm --every 3 --peer"    each third of them
