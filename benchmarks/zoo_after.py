@@ -56,7 +56,7 @@ from zoo_models import Entry
 from zoo_run import ROOT, End, alone, append, code, read, warm_up
 from zoo_trial import count, prepare, random_plan, said
 
-TOOL = "after"
+TOOL, BAKED = "after", "after, forwards written again"
 RELOAD = "reload"
 COLUMNS = (RELOAD, *(name for name, _ in CHECKS))
 ALWAYS = {"transformers": ("llama", "gpt2", "t5")}
@@ -74,9 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
         warm_up()
         _warm_up_exporters()
     results = read(args.out)
+    tool = BAKED if args.baked else TOOL
     for name in [] if args.show else args.set or zoo_models.SETS:
         for entry in chosen(name, args.every):
-            key = (TOOL, name, entry.name, args.seed)
+            key = (tool, name, entry.name, args.seed)
             before = results.get(key)
             if not any(fnmatch.fnmatch(entry.name, p) for p in args.only or ["*"]):
                 continue
@@ -86,11 +87,12 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             started = time.perf_counter()
             found = after(entry, args.seed, baked=args.baked, seconds=args.timeout, memory=args.memory)
-            head = {"tool": TOOL, "set": name, "model": entry.name, "seed": args.seed, "code": code()}
+            head = {"tool": tool, "set": name, "model": entry.name, "seed": args.seed, "code": code()}
             results[key] = head | {"wall": time.perf_counter() - started} | found
             append(args.out, results[key])
             print(line(results[key]), flush=True)
-    rows = [r for r in results.values() if r["seed"] == args.seed and (not args.set or r["set"] in args.set)]
+    rows = [r for r in results.values() if (r["tool"], r["seed"]) == (tool, args.seed)]
+    rows = [r for r in rows if not args.set or r["set"] in args.set]
     print(summary(rows))
     if args.markdown:
         args.markdown.write_text(markdown(rows))

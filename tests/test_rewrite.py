@@ -27,7 +27,6 @@ from secateur.cli import app
 from secateur.errors import CutError, FileCorrupt, RewrittenForward
 from secateur.schema._record import from_json, to_json
 from secateur.schema.graph import Graph
-from secateur.schema.plan import Plan
 from secateur.schema.receipt import Receipt
 
 
@@ -205,9 +204,7 @@ def test_what_stays_and_what_is_dropped_are_told_apart_in_training(layer: bool, 
     model = nn.Sequential(nn.Linear(4, 16), Residual(), nn.Linear(16, 2))
     x = torch.randn(3, 4)
     groups = couple(trace(model, x), baked="submodule")
-    names, n_units = tuple(g.name for g in groups.groups), tuple(g.n_units for g in groups.groups)
-    whole = Plan(kept=tuple(tuple(range(n)) for n in n_units), names=names, n_units=n_units)
-    same, receipt = cut(model, groups, whole)
+    same, receipt = cut(model, groups, plan_of(groups, keep_all(groups)))
     assert [r.module for r in receipt.rewrites] == ["1"]
     for mode in (True, False):
         outputs = []

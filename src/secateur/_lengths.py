@@ -207,14 +207,14 @@ def solve(
             stuck += [(g, s.reason, s.source) for g in sorted(involved)]
     for s in pending:
         broken = [a for a in _attributes(s.expression) if a in known and not _whole(known[a], same)]
-        equations += [_is_whole(known[a], f"{a.module}.{a.name}", s.source) for a in broken]
+        equations += [_must_be_whole(known[a], f"{a.module}.{a.name}", s.source) for a in broken]
     # `2 * (width // heads)` may be a whole number where the quotient is none, which the forward then makes smaller
     said = [(s.expression, s.source) for s in pending] + [(e, k.source) for k in joined for e in (k.left, k.right)]
     for quotient, source in [(q, source) for e, source in said for q in _quotients(e)]:
         with contextlib.suppress(_Nonlinear):
             value = evaluate(quotient)
             if not value.fixed and not _whole(value, same) and at(value, full).denominator == 1:
-                equations.append(_is_whole(value, "a quotient in the forward", source))
+                equations.append(_must_be_whole(value, "a quotient in the forward", source))
     for link in joined:
         with contextlib.suppress(_Nonlinear):
             difference = add(evaluate(link.left), evaluate(link.right), -1)
@@ -230,7 +230,7 @@ def solve(
     )
 
 
-def _is_whole(value: Linear, what: str, source: str) -> Equation:
+def _must_be_whole(value: Linear, what: str, source: str) -> Equation:
     extent = to_extent(value)
     return Equation(
         terms=extent.terms,
@@ -290,28 +290,22 @@ def _whole(value: Linear, same: Mapping[int, int]) -> bool:
     return all(c.denominator == 1 for c in (value.constant, *merged.values()))
 
 
+def _parts(e: Expression) -> list[Expression]:
+    """An expression and everything that it is made of."""
+    return [e, *_parts(e.left), *_parts(e.right)] if isinstance(e, Op) else [e]
+
+
 def sizes(e: Expression) -> list[Size]:
     """The lengths that an expression is made of."""
-    if isinstance(e, Size):
-        return [e]
-    if isinstance(e, Op):
-        return sizes(e.left) + sizes(e.right)
-    return []
+    return [part for part in _parts(e) if isinstance(part, Size)]
 
 
 def _quotients(e: Expression) -> list[Op]:
-    """The floor divisions inside an expression."""
-    if not isinstance(e, Op):
-        return []
-    return [*([e] if e.operator == "floordiv" else []), *_quotients(e.left), *_quotients(e.right)]
+    return [part for part in _parts(e) if isinstance(part, Op) and part.operator == "floordiv"]
 
 
 def _attributes(e: Expression) -> list[Attribute]:
-    if isinstance(e, Attribute):
-        return [e]
-    if isinstance(e, Op):
-        return _attributes(e.left) + _attributes(e.right)
-    return []
+    return [part for part in _parts(e) if isinstance(part, Attribute)]
 
 
 def _evaluate(

@@ -199,11 +199,11 @@ def receipt_for(model: nn.Module, groups: Groups, kept: Sequence[Sequence[int]])
 
 
 def _gone(keep: set[int], units: tuple[int, ...]) -> frozenset[int]:
-    return frozenset([i for i, u in enumerate(units) if u >= 0 and u not in keep])
+    return frozenset(i for i, u in enumerate(units) if u >= 0 and u not in keep)
 
 
 def _survivors(length: int, gone: frozenset[int]) -> tuple[int, ...]:
-    return tuple([i for i in range(length) if i not in gone])
+    return tuple(i for i in range(length) if i not in gone)
 
 
 def _check_kept(groups: Groups, kept: Sequence[Sequence[int]]) -> list[set[int]]:

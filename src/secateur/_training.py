@@ -16,7 +16,7 @@ import operator
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -114,25 +114,14 @@ class _Unknown(Exception):
     """Something that cannot be told without running the user's code."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """`owner.training` in the source.
-
-    Attributes:
-        around: the expressions in which it stands, from the inside.
-    """
-
-    read: ast.Attribute
-    around: tuple[ast.expr, ...]
-
-
 def _weigh(asked: Asked, module: nn.Module, frame: types.FrameType) -> None:
     question = _question(frame.f_code, frame.f_lasti)
     if question is None:
         asked.differs = True
         return
-    scope = _Scope(question.read, module, frame)
-    for inner, expression in itertools.pairwise((question.read, *question.around)):
+    read, around = question
+    scope = _Scope(read, module, frame)
+    for inner, expression in itertools.pairwise((read, *around)):
         if isinstance(expression, ast.Call):
             if not scope.drops_out(expression, inner):
                 break
@@ -147,7 +136,7 @@ def _weigh(asked: Asked, module: nn.Module, frame: types.FrameType) -> None:
     asked.differs = True
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Scope:
     """Values of expressions where a question stands, without running any of the user's code.
 
@@ -158,11 +147,6 @@ class _Scope:
     read: ast.Attribute
     module: nn.Module
     frame: types.FrameType
-    names: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.read.value, ast.Name):
-            self.names[self.read.value.id] = self.module
 
     def value(self, e: ast.expr, answer: bool) -> Any:
         """The value of an expression if the answer to the question were this one.
@@ -209,8 +193,9 @@ class _Scope:
         return getattr(function, "__module__", "") == "torch.nn.functional" and function.__name__ in DROPOUT
 
     def _named(self, name: str) -> Any:
-        if name in self.names:
-            return self.names[name]
+        # the locals of a frame, once they are looked at, keep every tensor among them alive until it ends
+        if isinstance(self.read.value, ast.Name) and self.read.value.id == name:
+            return self.module
         for names in (self.frame.f_locals, self.frame.f_globals, vars(builtins)):
             if name in names:
                 return names[name]
@@ -240,8 +225,11 @@ def _is_number(value: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _question(code: types.CodeType, instruction: int) -> _Question | None:
-    """The question that an instruction asks; None where the source does not show it."""
+def _question(code: types.CodeType, instruction: int) -> tuple[ast.Attribute, tuple[ast.expr, ...]] | None:
+    """The `owner.training` that an instruction reads, and the expressions in which it stands, from the inside.
+
+    None where the source does not show it.
+    """
     line, last, column, end = next(itertools.islice(code.co_positions(), instruction // 2, None))
     tree = _parsed(code)
     if tree is None or line is None or last is None:
@@ -258,13 +246,12 @@ def _question(code: types.CodeType, instruction: int) -> _Question | None:
     if found is None:
         return None
     chain: list[ast.expr] = []
-    node = found
     outer = around[found]
     while isinstance(outer, ast.expr | ast.keyword):
         if isinstance(outer, ast.expr):
             chain.append(outer)
         outer = around[outer]
-    return _Question(found, tuple(chain))
+    return found, tuple(chain)
 
 
 @functools.lru_cache(maxsize=1024)

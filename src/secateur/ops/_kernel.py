@@ -108,13 +108,11 @@ def _wide(shape: tuple[int, ...]) -> frozenset[int]:
 def compress(slot: Tensor) -> Tensor | None:
     """Size 1 on every axis where the slot is constant; None where nothing is attached."""
     atoms = slot.numpy()
-    for d, stride in enumerate(slot.stride()):
-        if stride == 0:
-            atoms = atoms[(*(slice(None),) * d, slice(0, 1))]
-    for d in range(atoms.ndim):
+    strides = slot.stride()
+    for d in sorted(range(atoms.ndim), key=lambda d: strides[d] != 0):  # expanded ones first: they need no look
         if atoms.shape[d] > 1:
             first = atoms[(*(slice(None),) * d, slice(0, 1))]
-            if (atoms == first).all():
+            if strides[d] == 0 or (atoms == first).all():
                 atoms = first
     return torch.from_numpy(atoms) if atoms.size and atoms.any() else None
 
