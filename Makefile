@@ -8,7 +8,7 @@ STAMP := .venv/.secateur-installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format bench-cifar bench-scores bench-ranks bench-scan bench-score-cost bench-certificate bench-executors bench-zoo \
-        bench-zoo-after bench-recurrent bench-llama fuzz crash clean
+        bench-zoo-after bench-zoo-cuda bench-cuda-speed bench-recurrent bench-llama fuzz crash clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 20
@@ -78,6 +78,12 @@ bench-zoo: $(STAMP)  ## every model of torchvision, timm, transformers and torch
 
 bench-zoo-after: $(STAMP)  ## what models can still do after a cut: load, export, compile, train, generate; ARGS="--set nn"
 	$(BIN)/python benchmarks/zoo_after.py $(ARGS)
+
+bench-zoo-cuda: $(STAMP)  ## on a GPU: groups as on the CPU, cuts verified there; ARGS="--every 3 --workers 8"
+	$(BIN)/python benchmarks/zoo_cuda.py $(ARGS)
+
+bench-cuda-speed: $(STAMP)  ## on a GPU: how much faster with half of the MACs, with and without round_to; ARGS="--batch 16"
+	$(BIN)/python benchmarks/cuda_speed.py $(ARGS)
 
 bench-llama: $(STAMP)  ## a Llama of 7B without weights, and one of 0.5B cut and verified; ARGS="--quick"
 	$(BIN)/python benchmarks/llama.py $(ARGS)

@@ -7,6 +7,7 @@ formula, with fewer entries. Index conventions: n example, t step, d feature, k 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,8 +23,10 @@ from helpers.random_plans import keep_all, plan_of, random_plan
 from secateur._cost import cost, full_counts
 from secateur._couple import couple
 from secateur._cut import cut
+from secateur._replay import FUSED
 from secateur._trace import trace
 from secateur._units import call
+from secateur.ops.modules import make_ready
 from secateur.schema.groups import Groups
 
 
@@ -263,3 +266,36 @@ def test_macs_of_a_recurrent_layer_by_formula() -> None:
     steps = x.shape[0] * x.shape[1]
     for n in (6, 4, 1):
         assert cost(groups.costs, [n]).macs == steps * (4 * n * (5 + n) + 4 * n)
+
+
+def test_cells_that_are_one_operation_on_a_gpu_are_taken_apart_into_what_they_compute() -> None:
+    torch.manual_seed(0)
+    x, h, c = torch.randn(3, 5).double(), torch.randn(3, 4).double(), torch.randn(3, 4).double()
+    for bias in (True, False):
+        lstm, gru = nn.LSTMCell(5, 4, bias=bias).double(), nn.GRUCell(5, 4, bias=bias).double()
+        for cell in (lstm, gru):
+            parts = (F.linear(x, cell.weight_ih), F.linear(h, cell.weight_hh))
+            biases = (cell.bias_ih, cell.bias_hh) if bias else ()
+            fused = FUSED[f"aten._thnn_fused_{type(cell).__name__[:-4].lower()}_cell.default"]
+            if cell is lstm:
+                for a, b in zip(fused(*parts, c, *biases)[:2], lstm(x, (h, c)), strict=True):
+                    torch.testing.assert_close(a, b)
+            else:
+                torch.testing.assert_close(fused(*parts, h, *biases)[0], gru(x, h))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_hint_that_a_mask_is_causal_is_taken_as_torch_takes_it(padded: bool) -> None:
+    """The mask is not looked at then, unless there is padding too: one that is not causal tells the two apart."""
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).double().eval()
+    swapped = copy.deepcopy(attention)
+    make_ready(swapped, "multihead_attention")
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    other = torch.full((5, 5), -math.inf, dtype=torch.float64).triu(2)
+    padding = torch.zeros(2, 5, dtype=torch.float64).index_fill(1, torch.tensor([4]), -math.inf) if padded else None
+    given = {"attn_mask": other, "is_causal": True, "need_weights": False, "key_padding_mask": padding}
+    torch.testing.assert_close(swapped(x, x, x, **given)[0], attention(x, x, x, **given)[0])
+    for model in (attention, swapped):
+        with pytest.raises(RuntimeError, match="is_causal hint"):
+            model(x, x, x, is_causal=True, need_weights=False)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur._kernels import full_precision
 from secateur._replay import (
     Masked,
     Plain,
@@ -142,6 +143,13 @@ def verify_cut(
     Raises:
         CutMismatch: naming the first operation where they part.
     """
+    with full_precision(next((p.device for p in model.parameters()), None)):
+        return _verified(model, small, groups, kept, examples)
+
+
+def _verified(
+    model: nn.Module, small: nn.Module, groups: Groups, kept: Sequence[Sequence[int]], examples: Sequence[Any]
+) -> Verification:
     wide, narrow, to_wide = _precision(model, small, examples[0])
     dense = copy.deepcopy(wide)
     checks: list[_Check] = []

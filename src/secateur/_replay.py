@@ -14,6 +14,7 @@ import operator
 import os
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -51,6 +52,48 @@ _RANDOM = frozenset("rand rand_like randn randn_like normal uniform bernoulli ex
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _DEMO = os.path.join(_HERE, "cli", "demo_models")  # networks as users write them
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+
+
+def _lstm_cell(
+    from_input: Tensor, from_hidden: Tensor, c: Tensor, b_input: Tensor | None = None, b_hidden: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h, c, and what a backward pass would need."""
+    gates = _plus(from_input, b_input) + _plus(from_hidden, b_hidden)
+    i, f, g, o = gates.chunk(4, 1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c, gates
+
+
+def _gru_cell(
+    from_input: Tensor, from_hidden: Tensor, h: Tensor, b_input: Tensor | None = None, b_hidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """h, and what a backward pass would need."""
+    gates = _plus(from_input, b_input)
+    r, z, n = gates.chunk(3, 1)
+    hidden_r, hidden_z, hidden_n = _plus(from_hidden, b_hidden).chunk(3, 1)
+    n = (n + (r + hidden_r).sigmoid() * hidden_n).tanh()
+    z = (z + hidden_z).sigmoid()
+    return (h - n) * z + n, gates
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """g v / |v|, and |v|: in the precision of v, where the kernel of a GPU computes in single precision."""
+    norm = torch.norm_except_dim(v, 2, dim)
+    return v * (g / norm), norm
+
+
+def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias
+
+
+# operations that are one on a GPU and several elsewhere, as the several that they are
+FUSED: Mapping[str, Callable[..., tuple[Tensor, ...]]] = types.MappingProxyType(
+    {
+        "aten._thnn_fused_lstm_cell.default": _lstm_cell,
+        "aten._thnn_fused_gru_cell.default": _gru_cell,
+        "aten._weight_norm_interface.default": _weight_norm,
+    }
+)
 
 
 class Session:
@@ -290,9 +333,9 @@ class _Operations(TorchDispatchMode):
         if self.silent or is_question:
             return func(*args, **kwargs)
         # under inference mode nobody has taken composite operations apart before they come here
-        if is_composite:
+        if is_composite or name in FUSED:
             with self:
-                return func.decompose(*args, **kwargs)
+                return FUSED.get(name, func.decompose)(*args, **kwargs)
         return self.watcher.operation(name, func, tuple(args), dict(kwargs))
 
     @contextlib.contextmanager
@@ -319,7 +362,8 @@ def run_watched(model: Callable[..., Any], inputs: Any, watcher: Watcher) -> Any
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with uncollected(), torch.no_grad(), _Functions(watcher, operations), operations:
+        with uncollected(), warnings.catch_warnings(), torch.no_grad(), _Functions(watcher, operations), operations:
+            warnings.filterwarnings("ignore", message="RNN module weights are not part of single")  # while it is masked
             return call(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -69,7 +69,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -97,6 +97,7 @@ from secateur._evaluate import (
     to_device,
     weights_of,
 )
+from secateur._kernels import without_cudnn
 from secateur._surgery import fingerprint_weights
 from secateur._units import matrix, offsets
 from secateur.errors import (
@@ -294,7 +295,7 @@ def collect(
         stats, done = _resumed(store, header, stats, plan, generator, where, resume=resume)
     skipped: list[str] = []
     index = -1
-    with torch.inference_mode(False), torch.enable_grad(), mode(model):
+    with torch.inference_mode(False), torch.enable_grad(), mode(model), _recurrent_gradients(where):
         for index, raw in enumerate(batches):
             if index < done:
                 skipped = [combine_hashes([*skipped, *batch_hashes(raw)])]
@@ -1710,10 +1711,23 @@ def _gate_dtype(model: nn.Module) -> torch.dtype:
 @contextmanager
 def _exact_kernels() -> Iterator[None]:
     # Attention kernels without batching rule or second derivative; cuDNN's RNN refuses backward in eval mode.
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False), warnings.catch_warnings():
+    with sdpa_kernel(SDPBackend.MATH), without_cudnn(), warnings.catch_warnings():
         # vmap loops over an operation without a batching rule, which is what is wanted, and warns of it.
         warnings.filterwarnings("ignore", message=".*not yet implemented the batching rule.*")
         yield
+
+
+class _WithoutCudnn(TorchFunctionMode):
+    """Recurrent layers on the kernels that have a backward in evaluation mode."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with without_cudnn() if func in _RECURRENT else nullcontext():
+            return func(*args, **(kwargs or {}))
+
+
+def _recurrent_gradients(device: torch.device | None) -> AbstractContextManager[Any]:
+    """Inside, a recurrent layer on this device has gradients in evaluation mode too."""
+    return _WithoutCudnn() if device is not None and device.type == "cuda" else nullcontext()
 
 
 def _gradient(loss: Callable[[Tensor, Batch], Tensor], ones: Tensor, batch: Batch) -> Tensor:

@@ -45,7 +45,8 @@ class Processes:
         """(index of the item, result), in the order in which they are ready.
 
         Raises:
-            InputError: Ray runs in this process: its threads hold locks for which forked processes wait forever.
+            InputError: Ray runs in this process: its threads hold locks for which forked processes wait forever; or the
+                work lies on a GPU.
             SecateurError: workers were killed again and again (out of memory?). Errors of the work as they are.
         """
         ray = sys.modules.get("ray")
@@ -65,6 +66,15 @@ class Processes:
                     yield index, result
             except BrokenProcessPool:
                 continue
+            except RuntimeError as error:
+                if "CUDA in forked subprocess" not in str(error):
+                    raise
+                raise InputError(
+                    "a model or data on a GPU cannot be used in forked processes",
+                    where="executors.processes",
+                    got=error,
+                    todo="leave the executor out: one process keeps a GPU busy; or move the model to the CPU",
+                ) from error
         if left:
             raise SecateurError(
                 "worker processes were killed again and again",

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur._evaluate import batch_size, leaves, map_leaves
+from secateur._evaluate import batch_size, device_of, leaves, map_leaves
+from secateur._kernels import full_precision
 from secateur._units import call
 from secateur.errors import ExportMismatch, InputError
 
@@ -84,12 +85,13 @@ def agree(
     Raises:
         ExportMismatch: other values, another number of outputs, other shapes, or no run at that batch size.
     """
-    worst = 0.0
+    worst, device = 0.0, device_of(model)
     for n in sizes:
         sample = resized(inputs, n)
-        with torch.no_grad():
+        with full_precision(device), torch.no_grad():
             expected = [v for _, v in leaves(call(model, sample)) if isinstance(v, Tensor)]
-        got = run(sample)
+        with full_precision(device):
+            got = run(sample)
         if [tuple(t.shape) for t in got] != [tuple(t.shape) for t in expected]:
             raise ExportMismatch(
                 f"the exported model gives other shapes at batch size {n}",

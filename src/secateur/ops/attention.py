@@ -52,6 +52,8 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = self._project(query, key, value, same)
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
+        if is_causal and attn_mask is None:
+            raise RuntimeError("Need attn_mask if specifying the is_causal hint.")  # as nn.MultiheadAttention does
         mask = self._mask(q, attn_mask, key_padding_mask)
         dropout = self.dropout if self.training else 0.0
         weights = None
@@ -64,7 +66,10 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
             if average_attn_weights:
                 weights = weights.mean(1)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=self.softmax_scale)
+            hinted = is_causal and key_padding_mask is None  # then torch does not look at the mask either
+            out = F.scaled_dot_product_attention(
+                q, k, v, None if hinted else mask, dropout_p=dropout, is_causal=hinted, scale=self.softmax_scale
+            )
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         return out if self.batch_first else out.transpose(0, 1), weights
 

@@ -84,6 +84,7 @@ def _rnn(m: nn.RNNBase) -> None:
         m.proj_size = weights["weight_hh_l0"].shape[1]
     # the module keeps a second list of its weights, which still holds the dense ones
     m._flat_weights = [weights.get(name) for name in m._flat_weights_names]
+    m.flatten_parameters()  # on a GPU: in one piece, or they are put into one at every call
 
 
 def _rnn_cell(m: nn.RNNCellBase) -> None:
