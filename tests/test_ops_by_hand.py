@@ -26,6 +26,8 @@ from secateur._cut import cut
 from secateur._replay import FUSED
 from secateur._trace import trace
 from secateur._units import call
+from secateur.ops import normalization
+from secateur.ops._rule import KEEPS_ZEROS
 from secateur.ops.modules import make_ready
 from secateur.schema.groups import Groups
 
@@ -299,3 +301,10 @@ def test_the_hint_that_a_mask_is_causal_is_taken_as_torch_takes_it(padded: bool)
     for model in (attention, swapped):
         with pytest.raises(RuntimeError, match="is_causal hint"):
             model(x, x, x, is_causal=True, need_weights=False)
+
+
+def test_all_kernels_of_batch_norm_leave_zeros_where_everything_is_zero() -> None:
+    """One that was left out made groups inexact on a GPU that are exact on a CPU."""
+    kernels = {name for name, rule in normalization.RULES if rule is normalization.batch_norm}
+    assert "cudnn_batch_norm" in kernels
+    assert kernels <= KEEPS_ZEROS

@@ -39,6 +39,7 @@ _COMPARED = (
     "einsum",
     "aten.convolution",
     "aten.native_batch_norm",
+    "aten.cudnn_batch_norm",
     "aten.addmm",
     "aten.mm",
     "lstm",

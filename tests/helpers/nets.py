@@ -447,6 +447,21 @@ class Seq2Seq(nn.Module):
         return self.head(self.transformer(x, x[:, :3]))
 
 
+class ConvAttention(nn.Module):
+    """One head over the pixels of normalised maps (SHViT): products of activations, no weight between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.d_key, self.d_value = 6, 10
+        self.qkv, self.norm = nn.Conv2d(3, 22, 1, bias=False), nn.BatchNorm2d(22)
+        self.head = nn.Linear(self.d_value, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.norm(self.qkv(x)).flatten(2).split((self.d_key, self.d_key, self.d_value), 1)
+        weights = (0.4 * (q.transpose(1, 2) @ k)).softmax(-1)
+        return self.head((v @ weights.transpose(1, 2)).mean(2))
+
+
 class ChunkedGLU(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -724,6 +739,7 @@ NETS: dict[str, Factory] = {
     "encoder": lambda: (Encoder(), sequence(6)),
     "encoder_norm_first": lambda: (Encoder(norm_first=True, activation="gelu"), sequence(6)),
     "seq2seq": lambda: (Seq2Seq(), sequence(6)),
+    "conv_attention": lambda: (ConvAttention(), image()),
     "chunked_glu": lambda: (ChunkedGLU(), sequence(6)),
     "lstm": _recurrent(nn.LSTM, batch_first=True),
     "lstm_time_first": _recurrent(nn.LSTM, "last"),
