@@ -164,7 +164,8 @@ class Beside:
 
     def __call__(self, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """As every executor; it takes the work apart, for the losses of single images."""
-        setup, prefixes = work.args  # type: ignore[attr-defined]
+        setup, shared = work.args  # type: ignore[attr-defined]
+        prefixes = shared.prefixes()
         self.precision = setup.precision
         for index, job in enumerate(items):
             point, c = job.target.counts, len(job.before)

@@ -15,7 +15,9 @@ from PIL import Image
 import cifar
 import language
 import recurrent
+import secateur as sc
 from cifar import Images, PadShortcut, ResNet20
+from helpers.digits import DATA, TASK, dense_model
 
 
 def jpeg(colour: int) -> bytes:
@@ -127,3 +129,14 @@ def test_an_lstm_learns_the_next_word_with_one_matrix_for_words_in_and_out() -> 
     ids = torch.arange(60).remainder(5).view(6, 10)
     language.train(model, ids, epochs=60, lr=0.02)
     assert torch.equal(model(ids)[:, 1:-1].argmax(-1), ids[:, 2:])
+
+
+def test_the_loop_beside_a_scan_finds_the_losses_of_the_scan() -> None:
+    import scan
+
+    model, groups = dense_model(), sc.couple(sc.trace(dense_model(), DATA.search[0][0]))
+    scores = sc.score(model, groups, DATA.search[:2], TASK, criterion=sc.criteria.magnitude())
+    beside = scan.Beside(every=1)
+    curves = sc.scan(model, groups, scores, DATA.search[:2], TASK, removed=(0.5,), executor=beside)
+    assert beside.apart == 0.0
+    assert len(beside.losses) == len({point.group for point in curves.points}) > 1

@@ -74,6 +74,11 @@ def _duplicate(item: Any, memo: dict[int, Any]) -> Any:
         memo.setdefault(id(memo), []).append(state)
         made.__setstate__({name: v if type(v) in _ATOMS else _duplicate(v, memo) for name, v in state.items()})
         return made
+    if kind is tuple and all(type(part) in _ATOMS for part in item):
+        return item
+    if kind is set and not item:
+        made = memo[id(item)] = set()
+        return made
     return copy.deepcopy(item, memo)
 
 
