@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.nets import PadLambda, PadShortcut, build
+from helpers.nets import NETS, PadLambda, PadShortcut, build
 from helpers.random_plans import keep_all, plan_of, random_plan
+from secateur import _couple
 from secateur._couple import couple
 from secateur._cut import cut
 from secateur._trace import trace
@@ -616,3 +618,15 @@ def test_a_quotient_inside_a_whole_number_is_whole_itself() -> None:
         widths.add(small.left.in_features)
     assert len(widths) > 1
     assert all(n % 2 == 0 for n in widths)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("name", NETS)
+def test_what_a_rule_gave_in_one_mode_stands_for_the_other(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for every operation of both modes, the rules say the same."""
+    graph = trace(*build(name))
+    first = graph.runs[0]
+    graph = dataclasses.replace(graph, runs=(first, dataclasses.replace(first, mode="train")))
+    groups = couple(graph)
+    monkeypatch.setattr(_couple._Applied, "results", lambda self, operation, rule: rule())
+    assert couple(graph) == groups

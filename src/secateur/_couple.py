@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import fnmatch
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
@@ -41,7 +41,7 @@ from secateur._replay import is_pointwise, uncollected
 from secateur._rewrite import baked_attributes, offsets
 from secateur.errors import CoupleError, UnknownName
 from secateur.ops import RULES, rule_key
-from secateur.ops._kernel import INT, Kernel, Label, support
+from secateur.ops._kernel import INT, Kernel, Label, Product, Statistic, support
 from secateur.ops._rule import Operation, Rule, bare, keeps_zeros
 from secateur.ops.sizes import Requirement, equal_lengths, number, requirements
 from secateur.schema.graph import Attribute, Call, Expression, Graph, Integer, Node, Op, Ref, Run, Size
@@ -132,6 +132,7 @@ def couple(
 def _label_all(graph: Graph, rules: Mapping[str, Rule]) -> tuple[Kernel, list[list[Label | None]]]:
     kernel = Kernel()
     environments = []
+    applied = _Applied(kernel) if len(graph.runs) > 1 else None
     for r, run in enumerate(graph.runs):
         env: list[Label | None] = [None] * len(run.values)
         for i, value in enumerate(run.values):
@@ -141,7 +142,7 @@ def _label_all(graph: Graph, rules: Mapping[str, Rule]) -> tuple[Kernel, list[li
                 env[i] = Label(value.shape)
         for n, node in enumerate(run.nodes):
             kernel.site = (r, n)
-            _apply_rule(kernel, run, node, env, rules)
+            _label_outputs(kernel, run, node, env, rules, applied)
         kernel.site = (r, len(run.nodes))
         for i in run.outputs:
             label = env[i]
@@ -152,9 +153,44 @@ def _label_all(graph: Graph, rules: Mapping[str, Rule]) -> tuple[Kernel, list[li
     return kernel, environments
 
 
-def _apply_rule(kernel: Kernel, run: Run, node: Node, env: list[Label | None], rules: Mapping[str, Rule]) -> None:
-    shapes = tuple(None if o is None else run.values[o].shape for o in node.outputs)
+class _Applied:
+    """What rules gave for the operations of earlier runs: in another mode most are the same, on the same labels."""
 
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.found: dict[Any, tuple[Operation, list[Label | None], list[Statistic], list[Product]]] = {}
+
+    def results(self, operation: Operation, rule: Callable[[], list[Label | None]]) -> list[Label | None]:
+        """Of an operation, by its rule where it has not met these labels yet."""
+        facts, site, key = self.kernel.facts, self.kernel.site, _key(operation)
+        if key in self.found:
+            _, results, statistics, products = self.found[key]
+            facts.statistics += [dataclasses.replace(s, site=site) for s in statistics]
+            facts.products += [dataclasses.replace(p, site=site) for p in products]
+            return results
+        n_atoms, n_statistics, n_products = facts.n_atoms, len(facts.statistics), len(facts.products)
+        results = rule()
+        if facts.n_atoms == n_atoms:  # else they are values whose size is free, each one its own
+            # with the operation the labels in it stay alive, and so no other slot has the id of one of theirs
+            self.found[key] = operation, results, facts.statistics[n_statistics:], facts.products[n_products:]
+        return results
+
+
+def _key(item: Any) -> Any:
+    """What a rule is given, to be looked up: labels by the identity of their slots, numbers by type and value."""
+    if isinstance(item, Label):
+        return Label, item.shape, tuple(map(id, item.slots)), item.names, item.zero
+    if isinstance(item, tuple):
+        return tuple(map(_key, item))
+    if isinstance(item, Operation):
+        named = tuple((name, _key(value)) for name, value in item.kwargs.items())
+        return item.op, item.shapes, item.dtypes, _key(item.args), named
+    return item if isinstance(item, str) else (type(item), item)
+
+
+def _label_outputs(
+    kernel: Kernel, run: Run, node: Node, env: list[Label | None], rules: Mapping[str, Rule], applied: _Applied | None
+) -> None:
     def label_of(item: Any) -> Any:
         if isinstance(item, Ref):
             if env[item.value] is None:  # read before any operation made it: a constant of the model
@@ -168,19 +204,32 @@ def _apply_rule(kernel: Kernel, run: Run, node: Node, env: list[Label | None], r
         op=node.op,
         args=label_of(node.args),
         kwargs={k: label_of(v) for k, v in node.kwargs.items()},
-        shapes=shapes,
+        shapes=tuple(None if o is None else run.values[o].shape for o in node.outputs),
         dtypes=tuple(None if o is None else run.values[o].dtype for o in node.outputs),
     )
-    key, labels = rule_key(node.op), operation.labels
+
+    def by_rule() -> list[Label | None]:
+        return _apply_rule(kernel, node, operation, rules)
+
+    results = by_rule() if applied is None else applied.results(operation, by_rule)
+    for out, label in zip(node.outputs, results, strict=True):
+        if out is not None and (run.values[out].param is None or node.writes):
+            env[out] = label
+
+
+def _apply_rule(kernel: Kernel, node: Node, operation: Operation, rules: Mapping[str, Rule]) -> list[Label | None]:
+    """The label of each output."""
+    shapes, labels = operation.shapes, operation.labels
+    key = rule_key(node.op)
     rule = rules.get(key) or (RULES["add"] if is_pointwise(node.op) else None)
-    results: Sequence[Label | None]
+    given: Sequence[Label | None]
     if rule is None:
-        for label in labels:
-            kernel.freeze_label(label, f"no rule for {node.op}")
-        results = [bare(s) for s in shapes]
+        for argument in labels:
+            kernel.freeze_label(argument, f"no rule for {node.op}")
+        given = [bare(s) for s in shapes]
     else:
         try:
-            given = rule(kernel, operation)
+            result = rule(kernel, operation)
         except (IndexError, ValueError, RuntimeError, AssertionError, TypeError, KeyError) as error:
             raise CoupleError(
                 f"the rule for {node.op} failed: {type(error).__name__}: {error}",
@@ -188,22 +237,21 @@ def _apply_rule(kernel: Kernel, run: Run, node: Node, env: list[Label | None], r
                 got=node,
                 todo="please report it with the model",
             ) from error
-        results = [given] if isinstance(given, Label) else list(given)
+        given = [result] if isinstance(result, Label) else list(result)
     names = _names_of(labels)
     zero = keeps_zeros(key, operation, labels)
-    for out, made, shape in zip(node.outputs, list(results) + [None] * len(shapes), shapes, strict=False):
-        if out is None:
-            continue
-        found = made if made is not None else bare(shape)
-        if found is None or found.shape != shape:
+    made: list[Label | None] = []
+    for found, shape in zip([*given, *[None] * len(shapes)], shapes, strict=False):
+        label = found if found is not None else bare(shape)
+        if shape is not None and (label is None or label.shape != shape):
             raise CoupleError(
                 f"the rule for {node.op} gave a label of the wrong shape",
                 where=f"{node.module} ({node.source})",
                 expected=shape,
-                got=None if found is None else found.shape,
+                got=None if label is None else label.shape,
             )
-        if run.values[out].param is None or node.writes:
-            env[out] = Label(found.shape, found.slots, names, zero)
+        made.append(None if label is None else Label(label.shape, label.slots, names, zero))
+    return made
 
 
 def _names_of(labels: Sequence[Label]) -> frozenset[str] | None:

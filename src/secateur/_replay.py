@@ -91,9 +91,10 @@ FUSED: Mapping[str, Callable[..., tuple[Tensor, ...]]] = types.MappingProxyType(
     {
         "aten._thnn_fused_lstm_cell.default": _lstm_cell,
         "aten._thnn_fused_gru_cell.default": _gru_cell,
-        "aten._weight_norm_interface.default": _weight_norm,
     }
 )
+# operations whose kernels are less exact than the precision they are given
+_EXACT: Mapping[str, Callable[..., Any]] = types.MappingProxyType({"aten._weight_norm_interface.default": _weight_norm})
 
 
 class Session:
@@ -336,7 +337,7 @@ class _Operations(TorchDispatchMode):
         if is_composite or name in FUSED:
             with self:
                 return FUSED.get(name, func.decompose)(*args, **kwargs)
-        return self.watcher.operation(name, func, tuple(args), dict(kwargs))
+        return self.watcher.operation(name, _EXACT.get(name, func), tuple(args), dict(kwargs))
 
     @contextlib.contextmanager
     def silence(self) -> Iterator[None]:

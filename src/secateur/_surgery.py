@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 # copied by copy.deepcopy as they are
 _ATOMS = frozenset((type(None), bool, int, float, str, type, types.FunctionType, torch.dtype))
+_CONTAINERS = frozenset((dict, collections.OrderedDict, set, list))
 
 
 def duplicate(model: T, instead: Mapping[int, Tensor] | None = None) -> T:
@@ -72,13 +73,19 @@ def _duplicate(item: Any, memo: dict[int, Any]) -> Any:
         state = item.__getstate__()
         # as deepcopy does: while what a class of its own may have made for this lives, no other object has its id
         memo.setdefault(id(memo), []).append(state)
-        made.__setstate__({name: v if type(v) in _ATOMS else _duplicate(v, memo) for name, v in state.items()})
+        copied = {}
+        for name, value in state.items():
+            part = type(value)
+            if part in _ATOMS:
+                copied[name] = value
+            elif part not in _CONTAINERS or value or id(value) in memo:
+                copied[name] = _duplicate(value, memo)
+            else:  # most of what a module holds: dicts of hooks that nobody has registered
+                copied[name] = memo[id(value)] = part()
+        made.__setstate__(copied)
         return made
     if kind is tuple and all(type(part) in _ATOMS for part in item):
         return item
-    if kind is set and not item:
-        made = memo[id(item)] = set()
-        return made
     return copy.deepcopy(item, memo)
 
 
