@@ -41,6 +41,7 @@ from secateur.schema.precision import Precision
 from secateur.schema.task import Batches
 
 TENTH = 0.1
+N_AGAIN = 20  # plans from images drawn again
 Z = 1.959963984540054
 
 
@@ -70,6 +71,8 @@ class Result:
         coverage, coverage_fast: share of points whose interval covers the fresh value, in many splits of all images.
         coverage_here: the same in this very split, of the scan that shares, and of the one that also stops.
         plan_naive, plan_fast: loss on fresh images; behind: their paired difference, error: its standard error.
+        plan_again: mean and standard deviation of that loss, of plans from the loop on as many images drawn again with
+            replacement: how well the loop itself knows its plan.
         plan_tenth: mean loss of plans from the loop on a random tenth; tenth_worst: the worst of them.
     """
 
@@ -94,6 +97,7 @@ class Result:
     plan_fast: float
     behind: float
     error: float
+    plan_again: tuple[float, float]
     plan_tenth: float
     tenth_worst: float
 
@@ -350,10 +354,12 @@ def measure(
     generator = np.random.default_rng(0)
     plans = ground.plan(curves_of(whole, search, np.arange(n))), ground.plan(quick)
     say(f"{case.name}: plans keep {[len(k) for k in plans[0].kept]} and {[len(k) for k in plans[1].kept]}")
-    tenths = [
-        ground.fresh(ground.plan(curves_of(whole, search, generator.permutation(n)[: int(TENTH * n)]))).mean()
-        for _ in range(n_tenths)
-    ]
+
+    def loss_of_plan_from(index: NDArray[np.int64]) -> float:
+        return float(ground.fresh(ground.plan(curves_of(whole, search, index))).mean())
+
+    tenths = [loss_of_plan_from(generator.permutation(n)[: int(TENTH * n)]) for _ in range(n_tenths)]
+    again = [loss_of_plan_from(generator.integers(0, n, n)) for _ in range(N_AGAIN)]
     losses = ground.fresh(plans[0])
     difference = ground.fresh(plans[1]) - losses
     ends = np.cumsum([len(part) for part in shared.losses[points[0]]]).tolist()
@@ -382,6 +388,7 @@ def measure(
         plan_fast=float(losses.mean() + difference.mean()),
         behind=float(difference.mean()),
         error=float(difference.std(ddof=1) / math.sqrt(len(difference))),
+        plan_again=(float(np.mean(again)), float(np.std(again, ddof=1))),
         plan_tenth=float(np.mean(tenths)),
         tenth_worst=float(np.max(tenths)),
     )
@@ -408,6 +415,9 @@ def show(r: Result) -> None:
     print(f"  (in this split {r.coverage_here[0]:.1%} and {r.coverage_here[1]:.1%})")
     print(f"  loss of the plans at half the MACs on fresh images (dense {r.plan_dense:.4f}):")
     print(f"    loop {r.plan_naive:.4f}, scan {r.plan_fast:.4f}, difference {r.behind:+.4f} +- {r.error:.4f}")
+    print(
+        f"    loop on images drawn again {r.plan_again[0]:.4f} +- {r.plan_again[1]:.4f} (standard deviation of plans)"
+    )
     print(f"    loop on a tenth of the images {r.plan_tenth:.4f}, the worst one {r.tenth_worst:.4f}")
 
 

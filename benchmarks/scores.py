@@ -131,6 +131,7 @@ def members() -> list[Criterion]:
         sc.criteria.obd(curvature="sampled"),
         sc.criteria.obd(first="plain"),
         sc.criteria.obd(curvature="combined"),
+        sc.criteria.obd(curvature="calibrated"),
     ]
 
 

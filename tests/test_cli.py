@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from helpers.compiled_ops import ensure_torchvision
 from secateur import _report, _store
 from secateur._couple import couple
-from secateur._score import score
+from secateur._score import calibrate, score
 from secateur._surgery import fingerprint_weights
 from secateur._trace import trace
 from secateur.cli import app
@@ -72,6 +72,10 @@ def net():
 
 def data():
     return {"train": make(1, 400), "search": make(2, 200), "held_out": make(3, 500)}
+
+
+def more_data():
+    return data() | {"search": make(2, 2000)}
 
 
 def small():
@@ -520,3 +524,17 @@ def test_scores_are_kept_gone_on_from_and_added_up(model, project, tmp_path: Pat
     call("score", *left, "--resume")
     assert "--store" in call("score", *model, "--resume", code=2)
     assert "--merge" in call("score", *model, "--merge", stores[0], code=2)
+
+
+def test_scores_are_scaled_to_what_units_cost_on_the_other_half_of_the_batches(project, tmp_path: Path):
+    words = ("score", f"{project}:net", "--data", f"{project}:more_data", "--out", tmp_path)
+    call(*words, "--calibrate", 24)
+    found = from_json(Scores, _store.read_json(tmp_path / "scores.json"))
+    named, data = names.model(f"{project}:net"), names.data(f"{project}:more_data")
+    groups = couple(trace(named.model, torch.zeros(2, 8)))
+    plain = score(named.model, groups, data.search[::2], classification(), criterion=obd())
+    assert found == calibrate(named.model, groups, data.search[1::2], classification(), plain, n_units=24)
+    assert found.values != plain.values
+    for other in ("--compare", "--merge"):
+        given = [tmp_path] if other == "--merge" else []
+        assert "--calibrate" in call(*words[:2], *words[2:4] * (not given), other, *given, "--calibrate", 6, code=2)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from helpers.nets import NETS, build
 from helpers.oracle import gap, run
 from helpers.random_plans import keep_all, plan_of, random_plan
+from secateur import _surgery
 from secateur._couple import couple
 from secateur._cut import cut
 from secateur._surgery import (
@@ -29,7 +30,7 @@ from secateur._surgery import (
     tensors,
 )
 from secateur._trace import trace
-from secateur.errors import ReceiptMismatch
+from secateur.errors import CutMismatch, ReceiptMismatch
 from secateur.ops.modules import read_attribute, write_attribute
 from secateur.schema.graph import Attribute
 from secateur.schema.groups import Groups
@@ -323,6 +324,17 @@ def test_what_a_model_forgets_when_its_mode_is_set_is_not_carried_into_a_cut(inn
         with torch.no_grad():
             out = other(x)
         torch.testing.assert_close(out, small.eval()(x))
+
+
+def test_a_cut_is_verified_in_the_state_in_which_it_is_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setting its mode once more would make it forget, and hide what the user meets."""
+    torch.manual_seed(0)
+    model, x = RemembersBiases().eval().requires_grad_(False), torch.randn(2, 3, 8)
+    model(x)  # now it remembers
+    groups = couple(trace(model, x))
+    monkeypatch.setattr(_surgery, "_forget", lambda modules: None)
+    with pytest.raises(CutMismatch, match="does not run"):
+        cut(model, groups, random_plan(groups, 1))
 
 
 def test_fingerprints_tell_structure_from_weights() -> None:

@@ -765,8 +765,12 @@ def masked_output(
 
 
 def plain_output(model: nn.Module, inputs: Any, mode: str, watcher: Watcher | None = None) -> Any:
-    """What the model computes without dropout, in evaluation or training mode. Its mode is left so: pass a copy."""
-    set_mode(model, mode)
+    """What the model computes without dropout, in evaluation or training mode. Its mode is left so: pass a copy.
+
+    One that is in evaluation mode runs as it is: what modules do when their mode is set could mend what a user meets.
+    """
+    if mode != "eval" or any(module.training for module in model.modules()):
+        set_mode(model, mode)
     return run_watched(model, inputs, watcher or Plain())
 
 

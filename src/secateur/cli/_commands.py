@@ -6,6 +6,7 @@ there what the one before it left; what was made for another model is refused.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from secateur._plan import plan as plan_verb
 from secateur._recover import derive, seeded
 from secateur._scan import REMOVED
 from secateur._scan import scan as scan_verb
+from secateur._score import calibrate as calibrate_verb
 from secateur._score import merge_scores
 from secateur._score import score as score_verb
 from secateur._trace import trace as trace_verb
@@ -102,6 +104,9 @@ def score(
         bool, typer.Option("--compare", help="hold the criteria against units taken away one at a time")
     ] = False,
     units: Annotated[int, typer.Option("--units", help="with --compare: how many units, spread over the groups")] = 64,
+    calibrate: Annotated[
+        int, typer.Option("--calibrate", metavar="UNITS", help="scale to what so many units really cost; 32 will do")
+    ] = 0,
     inputs: o.Inputs = None,
     shape: o.Shape = None,
     freeze: o.Freeze = None,
@@ -127,6 +132,8 @@ def score(
         raise typer.BadParameter("--merge adds up what is there: no --data, --store or --compare beside it")
     if store and compare:
         raise typer.BadParameter("--compare measures as well, and writes no --store")
+    if calibrate and (compare or merge):
+        raise typer.BadParameter("--calibrate goes with scores that are made now: no --compare or --merge beside it")
     groups = _couple(named, _inputs(named, inputs, shape, data), freeze, tie, rules, baked)
     if compare:
         splits = _data(data)
@@ -148,7 +155,15 @@ def score(
         found = merge_scores(named.model, groups, merge, criterion=member(criterion, CRITERIA, what="criterion"))
         assert isinstance(found, Scores)
     else:
-        found = _score(named.model, groups, _data(data), task, criterion, seed, json, store=store, resume=resume)
+        splits = _data(data)
+        scoring, measuring = _compare.halves(splits.search) if calibrate else (splits.search, None)
+        splits = dataclasses.replace(splits, search=scoring)
+        found = _score(named.model, groups, splits, task, criterion, seed, json, store=store, resume=resume)
+        if measuring is not None:
+            with progress(quiet=json) as tell:
+                found = calibrate_verb(
+                    named.model, groups, measuring, _task(task), found, n_units=calibrate, progress=tell
+                )
     if out is not None:
         _store.write_json(out / SCORES, to_json(found))
     if json:

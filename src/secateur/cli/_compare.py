@@ -46,6 +46,22 @@ class First:
         return itertools.islice(iter(self.batches), 1)
 
 
+def halves(batches: Batches) -> tuple[Batches, Batches]:
+    """What scores are made from, and what is measured on: every other batch, and those between.
+
+    Raises:
+        InputError: there is only one batch.
+    """
+    scoring, measuring = (EveryOther(batches=batches, start=start) for start in (0, 1))
+    if next(iter(measuring), None) is None:
+        raise InputError(
+            "there is one batch only: scores would be compared with the examples they were made from",
+            where="search data",
+            todo="use smaller batches; every other one is measured on",
+        )
+    return scoring, measuring
+
+
 def compared(
     model: nn.Module,
     groups: Groups,
@@ -65,13 +81,7 @@ def compared(
     Raises:
         InputError: there is only one batch.
     """
-    scoring, measuring = (EveryOther(batches=batches, start=start) for start in (0, 1))
-    if next(iter(measuring), None) is None:
-        raise InputError(
-            "there is one batch only: scores would be compared with the examples they were made from",
-            where="search data",
-            todo="use smaller batches; every other one is measured on",
-        )
+    scoring, measuring = halves(batches)
     wanted, missing = with_yardsticks(chosen), {}
     for criterion in wanted:  # what a criterion needs shows on the first batch; then one pass serves all
         try:
