@@ -15,7 +15,7 @@ hypothesis.settings.register_profile("local", deadline=None, max_examples=50)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-# transformers and timm import torchvision wherever they find it: in whichever test that happens first, and in any order.
+# transformers and timm import torchvision where they find it: in whichever test that happens first, in any order.
 declare_torchvision_ops()
 
 
