@@ -159,3 +159,17 @@ def test_batches_that_are_views_of_one_tensor_travel_with_its_memory_once() -> N
     found[0][0][0, 1] = -1.0
     assert found[0][1][1, 0] == -1.0, "views of one memory"
     assert double.tied is double.weight
+
+
+class Elsewhere(Tensor):
+    """A tensor that says that it lies on a GPU."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", 0)
+
+
+def test_what_lies_on_a_gpu_is_refused_before_anything_is_started() -> None:
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(InputError, match="on a GPU"):
+        list(ray_executor(2)(functools.partial(max, {"w": [torch.zeros(2).as_subclass(Elsewhere)]}, model), [1]))

@@ -60,7 +60,8 @@ class Ray:
         """(index of the item, result), in the order in which they are ready.
 
         Raises:
-            NotInstalled: Ray is missing.  InputError: the work cannot be pickled; the running Ray is too small.
+            NotInstalled: Ray is missing.  InputError: the work cannot be pickled, or lies on a GPU; the running Ray is
+                too small.
             SecateurError: a worker was killed again and again. Errors of the work as they are.
         """
         left = list(enumerate(items))
@@ -89,6 +90,13 @@ def _pickled(ray: Any, work: Any) -> bytes:
 
     class Pickler(ray.cloudpickle.CloudPickler):  # type: ignore[misc]
         def reducer_override(self, item: Any) -> Any:
+            if isinstance(item, Tensor) and item.device.type not in ("cpu", "meta"):
+                raise InputError(
+                    "a model or data on a GPU cannot be sent to processes that compute on CPUs",
+                    where="executors.ray",
+                    got=item.device,
+                    todo="leave the executor out: one process keeps a GPU busy; or move the model to the CPU",
+                )
             if type(item) is not Tensor or not _is_plain(item):
                 return super().reducer_override(item)
             storage = item.untyped_storage()
