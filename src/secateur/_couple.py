@@ -458,8 +458,11 @@ def _resolve_grids(kernel: Kernel, classes: np.ndarray) -> np.ndarray:
             if any(_is_line(grid, axis) for axis in axes):
                 continue
             best = max(axes, key=lambda axis: (_rows_left(grid, axis), -axis))
+            known = len(kernel.facts.edges)
             kernel.collapse(slot, [a for a in axes if a != best])
-            classes = _components(kernel.facts.n_atoms, kernel.facts.edges)
+            # what goes together already is one node: the classes are those of all edges, and so are their numbers
+            joined = _components(int(classes.max()) + 1, [classes[edges] for edges in kernel.facts.edges[known:]])
+            classes = joined[classes]
             changed = True
         if not changed:
             break
