@@ -1156,10 +1156,10 @@ def _refs(item: Any) -> list[int]:
 
 
 def _escapes(graph: Graph, lengths: _Lengths, answer: Solution) -> tuple[Escape, ...]:
-    made = []
+    made, attributes = [], dict(graph.attributes)
     for r, run in enumerate(graph.runs):
         for position, expression in enumerate(run.escapes):
-            value = linear(_shifted(expression, lengths.first(r)), answer.known, dict(graph.attributes), lengths.of)
+            value = linear(_shifted(expression, lengths.first(r)), answer.known, attributes, lengths.of)
             if value is not None and not value.fixed:
                 made.append(Escape(run=r, position=position, extent=to_extent(value)))
     return tuple(made)
