@@ -179,11 +179,11 @@ def test_scores_follow_their_formulas_on_gradients_by_finite_differences(which: 
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM) -> None:
+    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM, **options: Any) -> None:
         super().__init__()
         self.embed = nn.Embedding(11, 6)
-        self.rnn = kind(6, 5, 2, batch_first=True)
-        self.out = nn.Linear(5, 3)
+        self.rnn = kind(6, 5, 2, batch_first=True, **options)
+        self.out = nn.Linear(options.get("proj_size", 5) * (2 if self.rnn.bidirectional else 1), 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.rnn(self.embed(x))[0][:, -1])
@@ -276,6 +276,8 @@ class Plain(nn.Module):
 ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
     "lstm": (Recurrent, lambda n: torch.randint(0, 11, (n, 4))),
     "gru": (lambda: Recurrent(nn.GRU), lambda n: torch.randint(0, 11, (n, 4))),
+    "rnn": (lambda: Recurrent(nn.RNN, bidirectional=True), lambda n: torch.randint(0, 11, (n, 4))),
+    "lstm with projection": (lambda: Recurrent(proj_size=4), lambda n: torch.randint(0, 11, (n, 4))),
     "time first": (TimeFirst, lambda n: torch.randn(n, 7, 4)),
     "rows of examples": (lambda: Flattened(minor=False), lambda n: torch.randn(n, 3, 4)),
     "rows of positions": (lambda: Flattened(minor=True), lambda n: torch.randn(n, 3, 4)),
@@ -287,6 +289,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]
 }
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_fast_way_gives_the_numbers_of_the_slow_one(name: str) -> None:
     make, inputs = ARCHITECTURES[name]
@@ -306,46 +309,8 @@ def test_the_fast_way_gives_the_numbers_of_the_slow_one(name: str) -> None:
     assert max(map(abs, fast[0].values[0])) > 0
 
 
-def rewritten(model: nn.Module, *inputs: Tensor, **options: object) -> tuple[Any, Any]:
-    """(output, output with fused operations opened up so that taps can be set)."""
-
-    class Rewriting(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func in _stats._RECURRENT:
-                return _stats._unrolled(_stats._RECURRENT[func], F.linear, _stats._Steps, *args)
-            if func is F.multi_head_attention_forward:
-                return _stats._opened(F.linear, args, kwargs)
-            return func(*args, **(kwargs or {}))
-
-    plain = model(*inputs, **options)
-    with Rewriting():
-        return plain, model(*inputs, **options)
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        (nn.LSTM, {}),
-        (nn.LSTM, {"bias": False}),
-        (nn.GRU, {}),
-        (nn.RNN, {}),
-        (nn.RNN, {"nonlinearity": "relu"}),
-    ],
-)
-def test_an_unrolled_network_computes_what_the_fused_one_does(
-    kind: type[nn.RNNBase], options: dict[str, Any], bidirectional: bool, batch_first: bool
-) -> None:
-    model = kind(4, 5, 2, batch_first=batch_first, bidirectional=bidirectional, **options)
-    plain, found = rewritten(model, torch.randn(3, 6, 4))
-    torch.testing.assert_close(plain, found)
-    # The gradients of weights come from one product over all steps; those after the second output have none here.
-    totals = [out[0].narrow(int(batch_first), 0, 2).square().sum() for out in (plain, found)]
-    torch.testing.assert_close(*(torch.autograd.grad(t, tuple(model.parameters())) for t in totals))
-
-
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "lstm with projection"])
 def test_recurrent_networks_need_no_example_by_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_stats, "_one_by_one", lambda *args: pytest.fail("a group was not tapped"))
     make, inputs = ARCHITECTURES[name]
@@ -354,9 +319,18 @@ def test_recurrent_networks_need_no_example_by_itself(name: str, monkeypatch: py
     score(model, groups, [labelled(inputs(5))], tasks.classification(), criterion=criteria.obd())
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections")
-def test_an_unrolled_lstm_with_projection_computes_what_the_fused_one_does() -> None:
-    torch.testing.assert_close(*rewritten(nn.LSTM(4, 5, 2, proj_size=3), torch.randn(3, 6, 4)))
+def opened(model: nn.Module, *inputs: Tensor) -> tuple[Any, Any]:
+    """(output, output with attention opened up so that taps can be set)."""
+
+    class Opening(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is F.multi_head_attention_forward:
+                return _stats._opened(F.linear, args, kwargs)
+            return func(*args, **(kwargs or {}))
+
+    plain = model(*inputs)
+    with Opening():
+        return plain, model(*inputs)
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"kdim": 6, "vdim": 10}, {"add_bias_kv": True}])
@@ -364,7 +338,7 @@ def test_opened_attention_computes_what_the_fused_one_does(options: dict[str, An
     model = nn.MultiheadAttention(8, 2, batch_first=True, **options)
     q, k, v = torch.randn(3, 4, 8), torch.randn(3, 5, options.get("kdim", 8)), torch.randn(3, 5, options.get("vdim", 8))
     for inputs in ((q, k, v), *([(q, q, q)] if "kdim" not in options else [])):
-        torch.testing.assert_close(*rewritten(model, *inputs))
+        torch.testing.assert_close(*opened(model, *inputs))
 
 
 def test_packed_sequences_are_taken_one_by_one() -> None:
@@ -1098,6 +1072,28 @@ def test_a_first_look_at_a_few_examples_decides_as_the_whole_batch_would(name: s
     slow = score(model, groups, large, tasks.classification(), criterion=criteria.obd(), exact=True)
     close(found[0].values, slow.values)
     close(found[1].values, slow.values)
+
+
+def test_a_layer_that_is_dead_at_first_does_not_tell_where_its_examples_stand() -> None:
+    """As many steps as examples, examples on the second axis, and no gradient in the first batch."""
+
+    class Late(TimeFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.b(torch.tanh(self.a(x.transpose(0, 1)))) - 0.5).sum(0)
+
+    torch.manual_seed(2)
+    model, data = Late(), [torch.zeros(7, 7, 4), 5 * torch.randn(7, 7, 4), 5 * torch.randn(5, 7, 4)]
+    with torch.no_grad():
+        model.a.bias.zero_()
+        model.b.bias.zero_()
+    groups = couple(trace(model, data[1][:2]))
+    batches = [labelled(x) for x in data]
+    asked = [criteria.fisher(), criteria.taylor()]
+    fast = score(model, groups, batches, tasks.classification(), criterion=asked)
+    slow = score(model, groups, batches, tasks.classification(), criterion=asked, exact=True)
+    for a, b in zip(fast, slow, strict=True):
+        close(a.values, b.values)
+    assert max(map(abs, fast[0].values[0])) > 0
 
 
 def test_a_batch_that_cannot_be_sliced_is_checked_as_a_whole() -> None:

@@ -98,6 +98,7 @@ from secateur._evaluate import (
     weights_of,
 )
 from secateur._kernels import without_cudnn
+from secateur._recurrence import RECURRENT, Linear, Sink, Watch, unrolled
 from secateur._surgery import fingerprint_weights
 from secateur._units import matrix, offsets
 from secateur.errors import (
@@ -546,6 +547,7 @@ def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs:
     group = groups.groups[g]
     lo = offsets(groups)[g]
     units = slice(lo, lo + group.n_units)
+    names = {m.param for m in group.members}
     found: dict[str, Tensor] = {
         "units": torch.arange(units.start, units.stop),
         "n": torch.tensor(stats.weight**2 / stats.weight_sq if stats.weight_sq else 0.0, dtype=torch.float64),
@@ -562,13 +564,13 @@ def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs:
         if base.endswith("_weights"):
             found[base] = _weights(model, groups, g, ROLES[base.removesuffix("_weights")])
         elif base.endswith("_gradients"):
-            sums = {k: v / stats.weight for k, v in stats.params["gradients"].items()}
+            sums = {k: v / stats.weight for k, v in stats.params["gradients"].items() if k in names}
             found[base] = matrix(groups, g, sums, ROLES[base.removesuffix("_gradients")]).cpu().double()
         elif base.endswith("_flow"):
-            sums = {k: v / stats.sums["flow_runs"] for k, v in stats.params["flow"].items()}
+            sums = {k: v / stats.sums["flow_runs"] for k, v in stats.params["flow"].items() if k in names}
             found[base] = matrix(groups, g, sums, ROLES[base.removesuffix("_flow")])
         elif base.endswith("_hessian_products"):
-            sums = {k: v / stats.weight for k, v in stats.params["hessian_products"].items()}
+            sums = {k: v / stats.weight for k, v in stats.params["hessian_products"].items() if k in names}
             found[base] = matrix(groups, g, sums, ROLES[base.removesuffix("_hessian_products")]).cpu().double()
         elif base == "gate_samples":
             assert stats.rows is not None
@@ -729,12 +731,14 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
 class _Gate(NamedTuple):
     """One axis of one parameter that the gates of a group multiply.
 
-    owner: [length of the axis] global unit of each index, or -1.  names: under which the parameter is read.
+    owner: [length of the axis] global unit of each index, or -1.  span: the same where these are consecutive numbers.
+    names: under which the parameter is read.
     """
 
     param: str
     axis: int
     owner: Tensor
+    span: slice | None
     names: tuple[str, ...]
     group: int
 
@@ -753,11 +757,15 @@ class _Plan:
     vmap: bool = True
 
 
+Order = Literal["major", "minor"]
+ORDERS: tuple[Order, ...] = ("major", "minor")
+
+
 class _Layout(NamedTuple):
     """Where the examples stand in a tapped input: axis, and whether they vary slowest or fastest along it."""
 
     axis: int
-    order: Literal["major", "minor"]
+    order: Order
 
 
 def gate_members(group: Group) -> tuple[Member, ...]:
@@ -790,7 +798,10 @@ def _plan(model: nn.Module, groups: Groups, needs: Sequence[str], *, exact: bool
         for m in members:
             units = torch.tensor(m.units, dtype=torch.long)
             owner = torch.where(units >= 0, units + start[g], units)
-            gates.append(_Gate(m.param, m.axis, owner, m.readers or (m.param,), g))
+            first = int(owner[0])
+            whole = first >= 0 and bool((owner == torch.arange(first, first + len(owner))).all())
+            span = slice(first, first + len(owner)) if whole else None
+            gates.append(_Gate(m.param, m.axis, owner, span, m.readers or (m.param,), g))
     return _Plan(
         gates=tuple(gates),
         n_units=start[-1],
@@ -1005,7 +1016,8 @@ def _measure(
             gradients = {k: v.double() for k, v in taps.gradients((w * losses).sum(), sorted(names))[0].items()}
         # Break the circle between taps and graph, so that activations are freed now and not by the collector.
         taps.sink = None
-    for name, value in gradients.items():
+    all_finite = not gradients or _finite(torch.stack([v.sum() for v in gradients.values()]))
+    for name, value in {} if all_finite else gradients.items():
         if not _finite(value):
             raise NonFinite(f"the gradient of {name} is not finite", where=where, todo=_HALF)
     if gated:
@@ -1164,19 +1176,13 @@ _GROUPS_AT: Mapping[Any, int] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), 6),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), 6),
 }
-_RECURRENT: Mapping[Any, str] = {
-    torch.lstm: "lstm",
-    torch.gru: "gru",
-    torch.rnn_tanh: "tanh",
-    torch.rnn_relu: "relu",
-}
 
 
 class _Tap(torch.autograd.Function):
     """Identity; its backward shows (x, dloss/dx) to `sink`. `root` ties every tap to one leaf."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, root: Tensor, sink: Callable[[Tensor, Tensor], None]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, root: Tensor, sink: Sink) -> Tensor:
         ctx.save_for_backward(x)
         ctx.sink = sink
         return x.view_as(x)
@@ -1187,68 +1193,7 @@ class _Tap(torch.autograd.Function):
         return grads[0], torch.zeros((), device=grads[0].device), None
 
 
-_Sink = Callable[[Tensor, Tensor], None]
-_tap: Callable[[Tensor, Tensor, _Sink], Tensor] = _Tap.apply
-
-
-class _Steps:
-    """The products W h of a recurrent network, step by step; the gradient of W and the taps are made once for all.
-
-    Every step has its own h. Its gradient waits until all steps are back: one product over time in place of T.
-    """
-
-    def __init__(
-        self, weight: Tensor, root: Tensor | None = None, watch: Callable[[Tensor], _Sink] | None = None
-    ) -> None:
-        self.weight, self.root, self.watch = weight, root, watch
-        self.read: dict[int, Tensor] = {}
-        self.grads: dict[int, Tensor] = {}
-        self.all = torch.empty(0)
-        self.sink: _Sink | None = None
-
-    def open(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """What is added to the product of each step, [T, N, K]."""
-        opened: Tensor = _Late.apply(rows, self.weight, self.root, self)  # type: ignore[no-untyped-call]
-        return opened.unbind(0)
-
-    def step(self, t: int, row: Tensor, h: Tensor) -> Tensor:
-        """row + W h: [N, K]."""
-        self.read[t] = h.detach()
-        if self.root is not None:
-            # A tensor of its own, since the network may use h elsewhere too; the first state may need no gradient.
-            h = h.view_as(h) if h.requires_grad else h + self.root
-            h.register_hook(lambda grad: self.grads.__setitem__(t, grad))
-        return torch.addmm(row, h, self.weight.detach().t())
-
-    def close(self) -> None:
-        """All steps are done."""
-        self.all = torch.stack([self.read[t] for t in range(len(self.read))])
-        self.read.clear()
-        self.sink = self.watch(self.all) if self.watch is not None else None
-
-    def report(self) -> None:
-        """Show (h, dloss/dh as W reads it) of all steps, [T, N, H], to the sink."""
-        if self.sink is not None:
-            none = torch.zeros_like(self.all[0])
-            self.sink(self.all, torch.stack([self.grads.get(t, none) for t in range(len(self.all))]))
-        self.grads.clear()
-
-
-class _Late(torch.autograd.Function):
-    """Identity on what is added to all products of `_Steps`: its backward comes after those of all steps."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, root: Tensor | None, steps: _Steps) -> Tensor:
-        ctx.steps = steps
-        return rows.view_as(rows)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (grad,), steps = grads, ctx.steps
-        steps.report()
-        weight = grad.flatten(0, 1).t() @ steps.all.flatten(0, 1).to(grad) if ctx.needs_input_grad[1] else None
-        root = torch.zeros((), device=grad.device) if ctx.needs_input_grad[2] else None
-        return grad, None if weight is None else weight.to(steps.weight), root, None
+_tap: Callable[[Tensor, Tensor, Sink], Tensor] = _Tap.apply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1284,13 +1229,19 @@ class _Taps(TorchFunctionMode):
         self.inputs: dict[str, Tensor] = {}
         self.ranks: dict[str, Tensor] = {}
         self.sink: Callable[[_Call, Tensor, Tensor], None] | None = None
+        self.last: tuple[Tensor, int, int, Tensor] | None = None
         self.pull = False
         device = next((p.device for p in parameters.values()), torch.device("cpu"))
         self.root = torch.zeros((), device=device, requires_grad=True)
 
+    def __exit__(self, *reason: Any) -> None:
+        self.last = None  # it would hold on to the graph, and the graph to it
+        super().__exit__(*reason)  # type: ignore[no-untyped-call]
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        touched = {self.names[id(a)] for a in _flat((args, kwargs)) if id(a) in self.names}
+        names = self.names
+        touched = {names[id(a)] for a in _flat((args, kwargs) if kwargs else args) if id(a) in names}
         if not touched:
             return func(*args, **kwargs)
         if func in _LINEAR:
@@ -1298,8 +1249,8 @@ class _Taps(TorchFunctionMode):
             if tapped is not None:
                 return func(*tapped, **kwargs)
         # Not for packed sequences (whose fourth argument is no flag), nor with dropout between layers.
-        if func in _RECURRENT and not kwargs and isinstance(args[3], bool) and not (args[5] and args[6]):
-            return _unrolled(_RECURRENT[func], self._linear, self._steps, *args)
+        if func in RECURRENT and not kwargs and isinstance(args[3], bool) and not (args[5] and args[6]):
+            return unrolled(RECURRENT[func], self._linear, Watch(self._seen_by, self.root), *args)
         if func is F.multi_head_attention_forward:
             return _opened(self._linear, args, kwargs)
         result = func(*args, **kwargs)
@@ -1322,12 +1273,9 @@ class _Taps(TorchFunctionMode):
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(self._tapped(x, weight, x.ndim - 1) if self._contracts(weight) else x, weight, bias)
 
-    def _steps(self, weight: Tensor) -> _Steps:
-        return (
-            _Steps(weight, self.root, lambda h: self._watched(h, weight, 2))
-            if self._contracts(weight)
-            else _Steps(weight)
-        )
+    def _seen_by(self, weight: Tensor, x: Tensor) -> Sink | None:
+        """What is to be shown what `weight` reads in all steps."""
+        return self._watched(x, weight, x.ndim - 1) if self._contracts(weight) else None
 
     def _contracts(self, weight: Tensor) -> bool:
         return id(weight) in self.names and self.axes[self.names[id(weight)]] == 1
@@ -1335,13 +1283,13 @@ class _Taps(TorchFunctionMode):
     def _tapped(self, x: Tensor, weight: Tensor, channel: int) -> Tensor:
         return _tap(x, self.root, self._watched(x, weight, channel))
 
-    def _watched(self, x: Tensor, weight: Tensor, channel: int) -> _Sink:
+    def _watched(self, x: Tensor, weight: Tensor, channel: int) -> Sink:
         name = self.names[id(weight)]
         call = _Call((id(weight), self.counts.get(name, 0)), name, channel, x.shape)
         self.counts[name] = call.key[1] + 1
         self.calls.append(call)
         if self.record:
-            self._record(name, x.detach(), channel)
+            self._record(name, x, channel)
 
         def sink(x: Tensor, grad: Tensor) -> None:
             if self.sink is not None:
@@ -1350,13 +1298,12 @@ class _Taps(TorchFunctionMode):
         return sink
 
     def _record(self, name: str, x: Tensor, channel: int) -> None:
-        rest = [a for a in range(x.ndim) if a != channel]
-        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        count = float(x.numel() // x.shape[channel])
-        each = (v.sum(rest) if rest else v for v in (x, x * x, x.abs(), x == 0))
-        sums = torch.stack([v.to(x) for v in each], dim=1)
-        _accumulate(self.inputs, name, F.pad(sums.cpu().double(), (1, 0), value=count))
+        # Queries, keys and values read the same; what was summed last is kept with the tensor that it is of.
+        if self.last is None or self.last[0] is not x or self.last[1:3] != (x._version, channel):
+            self.last = (x, x._version, channel, _moments(x, channel))
+        _accumulate(self.inputs, name, self.last[3])
         if self.ranked and x.ndim == 4 and channel == 1:  # maps [N, C, H, W]
+            x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
             ranks = torch.linalg.matrix_rank(x).double().sum(0).cpu()
             _accumulate(self.ranks, name, torch.stack([torch.full_like(ranks, len(x)), ranks], dim=1))
 
@@ -1380,6 +1327,9 @@ class _Taps(TorchFunctionMode):
         totals, at = self.gradients(losses.sum(), names, spots, keep=keep)
         for gate in self.plan.gates:
             if gate.group in self.plan.tapped and gate.param in each:
+                if gate.span is not None:  # as nearly always; much faster
+                    gates[:, gate.span] += each[gate.param]
+                    continue
                 owner = gate.owner.to(gates.device)
                 inside = owner >= 0
                 gates.index_add_(1, owner[inside], each[gate.param][:, inside].to(gates.dtype))
@@ -1399,75 +1349,7 @@ class _Taps(TorchFunctionMode):
         return {k: torch.zeros_like(w) if g is None else g for k, w, g in found}, list(grads[len(names) :])
 
 
-_Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-
-def _unrolled(
-    kind: str,
-    linear: _Linear,
-    steps_of: Callable[[Tensor], _Steps],
-    x: Tensor,
-    state: Any,
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, ...]:
-    """A recurrent network step by step, every product through `linear` or `_Steps`: the fused call hides what reads.
-
-    The other arguments are those of `torch.lstm` and its siblings; so are the results: output, h_n, c_n of an LSTM.
-    """
-    h0, c0 = state if kind == "lstm" else (state, None)
-    directions = 2 if bidirectional else 1
-    each = len(params) // (num_layers * directions)
-    x = x.transpose(0, 1) if batch_first else x  # [T, N, I]
-    last_h, last_c = [], []
-    for layer in range(num_layers):
-        outputs = []
-        for direction in range(directions):
-            k = layer * directions + direction
-            weights = params[k * each : (k + 1) * each]
-            w_ih, w_hh = weights[0], weights[1]
-            b_ih, b_hh = (weights[2], weights[3]) if has_biases else (None, None)
-            w_hr = weights[-1] if each % 2 else None  # a projection is the odd one
-            h, c = h0[k], None if c0 is None else c0[k]
-            ahead, steps = linear(x, w_ih, b_ih), steps_of(w_hh)
-            own = ahead.new_zeros(()) if b_hh is None else b_hh
-            # Only the GRU needs both products apart.
-            rows = steps.open(own.expand_as(ahead) if kind == "gru" else ahead + own)
-            inputs = ahead.unbind(0)
-            seen: dict[int, Tensor] = {}
-            for t in range(len(x) - 1, -1, -1) if direction else range(len(x)):
-                h, c = _cell(kind, inputs[t], steps.step(t, rows[t], h), h, c)
-                h = h if w_hr is None else linear(h, w_hr, None)
-                seen[t] = h
-            steps.close()
-            outputs.append(torch.stack([seen[t] for t in range(len(x))]))
-            last_h.append(h)
-            last_c.extend([] if c is None else [c])
-        x = torch.cat(outputs, dim=-1)
-    out = x.transpose(0, 1) if batch_first else x
-    return (out, torch.stack(last_h), torch.stack(last_c)) if last_c else (out, torch.stack(last_h))
-
-
-def _cell(kind: str, a: Tensor, b: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """One step of nn.LSTM or nn.RNN from b = W_ih x + b_ih + W_hh h + b_hh; of nn.GRU from both halves, a and b."""
-    if kind == "lstm":
-        assert c is not None
-        i, f, g, o = b.chunk(4, dim=-1)  # its way back is one call; slices have one each, which fills with zeros
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        return o.sigmoid() * c.tanh(), c
-    if kind == "gru":
-        (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, dim=-1), b.chunk(3, dim=-1)
-        z = (a_z + b_z).sigmoid()
-        return (1 - z) * (a_n + (a_r + b_r).sigmoid() * b_n).tanh() + z * h, None
-    return (b.tanh() if kind == "tanh" else b.relu()), None
-
-
-def _opened(linear: _Linear, args: Any, kwargs: Any) -> Any:
+def _opened(linear: Linear, args: Any, kwargs: Any) -> Any:
     """Multi-head attention with its projections done outside, through `linear`, and identities in their place."""
     bound = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs)
     bound.apply_defaults()
@@ -1491,19 +1373,52 @@ def _opened(linear: _Linear, args: Any, kwargs: Any) -> Any:
     return linear(out, out_weight, out_bias), attention
 
 
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple | list):
-        for v in value:
-            yield from _flat(v)
-    elif isinstance(value, dict):
-        for v in value.values():
-            yield from _flat(v)
-    else:
-        yield value
+def _flat(value: tuple[Any, ...] | Any) -> list[Any]:
+    """What stands in nested tuples, lists and dictionaries."""
+    found, waiting = [], [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, tuple | list):
+            waiting.extend(item)
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        else:
+            found.append(item)
+    return found
 
 
 def _accumulate(into: dict[str, Tensor], name: str, part: Tensor) -> None:
     into[name] = into[name] + part if name in into else part
+
+
+_CACHED = 2**16  # numbers
+
+
+def _parts(x: Tensor, channel: int) -> tuple[Tensor, ...]:
+    """x cut along its first axis, so that what is made of a part stays in a processor's own memory."""
+    if channel == 0 or x.device.type != "cpu" or x.numel() < 2 * _CACHED:
+        return (x,)
+    parts: tuple[Tensor, ...] = x.split(max(1, _CACHED * len(x) // x.numel()))
+    return parts
+
+
+def _moments(x: Tensor, channel: int) -> Tensor:
+    """Sums over everything but the channel, [C, 5] float64: ones, x, x^2, |x|, [x = 0]."""
+    x = x.detach()
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    rest = [a for a in range(x.ndim) if a != channel]
+    if not rest:
+        return torch.stack([torch.ones_like(x), x, x * x, x.abs(), (x == 0).to(x)], dim=1).cpu().double()
+    parts = _parts(x, channel)
+    spare, sums = torch.empty_like(parts[0]), x.new_zeros(4, x.shape[channel])
+    for part in parts:
+        made = spare[: len(part)]
+        sums[0] += part.sum(rest)
+        sums[1] += torch.square(part, out=made).sum(rest)
+        sums[2] += torch.abs(part, out=made).sum(rest)
+        sums[3] += torch.eq(part, 0, out=made).sum(rest)  # as numbers: sums of truth values are ten times slower
+    count = float(x.numel() // x.shape[channel])
+    return F.pad(sums.t().cpu().double(), (1, 0), value=count)
 
 
 def _per_example(x: Tensor, channel: int, layout: _Layout, n: int) -> Tensor:
@@ -1558,35 +1473,41 @@ def _find_layouts(taps: _Taps, plan: _Plan, losses: Tensor) -> None:
         taps.gradients(losses[half].sum(), (), keep=True)
         marks.append(seen)
     for call in fresh:
-        found = _layout_of(call, n, [m.get(call.key) for m in marks])
-        if found is None:
+        looked = [m[call.key] for m in marks if call.key in m]
+        found = _layouts_of(call, n, [m.get(call.key) for m in marks])
+        if len(found) > 1 and not any(bool(m.any()) for m in looked):
+            plan.layouts.pop(call.key, None)  # no gradient yet, which fits everywhere: the next batch may tell
+        elif found:
+            plan.layouts[call.key] = found[0]
+        else:
             plan.tapped -= {g.group for g in plan.gates if g.param == call.param}
             plan.layouts.pop(call.key, None)
-        else:
-            plan.layouts[call.key] = found
 
 
 def _fits(call: _Call, layout: _Layout, n: int) -> bool:
     return (layout.axis < 0 and n == 1) or (layout.axis >= 0 and call.shape[layout.axis] % n == 0)
 
 
-def _layout_of(call: _Call, n: int, marks: Sequence[Tensor | None]) -> _Layout | None:
-    rest = [a for a in range(len(call.shape)) if a != call.channel]
-    for axis in sorted(rest, key=lambda a: (call.shape[a] != n, a)):
-        if call.shape[axis] % n or call.shape[axis] == 0:
-            continue
-        for order in ("major", "minor"):
-            layout = _Layout(axis, "major" if order == "major" else "minor")
-            position = axis - (axis > call.channel)
-            clean = True
-            for mark, outside in zip(marks, (slice(n // 2, n), slice(0, n // 2)), strict=True):
-                if mark is not None:
-                    rows = _split_axis(mark, position, layout, n)
-                    rows = rows.movedim(position if order == "major" else position + 1, 0)
-                    clean = clean and not bool(rows[outside].any())
-            if clean:
-                return layout
-    return None
+def _layouts_of(call: _Call, n: int, marks: Sequence[Tensor | None]) -> list[_Layout]:
+    """Those in which no half of the examples has gradient among the other half.
+
+    If there is one along an axis that is as long as there are examples, those of other axes are left out.
+    """
+    rest = [a for a in range(len(call.shape)) if a != call.channel and call.shape[a] and call.shape[a] % n == 0]
+    alike = [a for a in rest if call.shape[a] == n]
+    candidates = [_Layout(a, "major") for a in alike]
+    candidates += [_Layout(a, o) for a in rest if a not in alike for o in ORDERS]
+    clean = []
+    for layout in candidates:
+        position = layout.axis - (layout.axis > call.channel)
+        outsides = []
+        for mark, outside in zip(marks, (slice(n // 2, n), slice(0, n // 2)), strict=True):
+            if mark is not None:
+                rows = _split_axis(mark, position, layout, n)
+                outsides.append(rows.movedim(position if layout.order == "major" else position + 1, 0)[outside])
+        if not any(bool(rows.any()) for rows in outsides):
+            clean.append(layout)
+    return [c for c in clean if c.axis in alike] or clean
 
 
 def _verify(
@@ -1721,7 +1642,7 @@ class _WithoutCudnn(TorchFunctionMode):
     """Recurrent layers on the kernels that have a backward in evaluation mode."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with without_cudnn() if func in _RECURRENT else nullcontext():
+        with without_cudnn() if func in RECURRENT else nullcontext():
             return func(*args, **(kwargs or {}))
 
 
@@ -1865,18 +1786,18 @@ def _slope(spots: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
     slope = torch.zeros((), dtype=torch.float64)
     for spot, grad in zip(spots, grads, strict=True):
         if grad is not None:
-            slope += _products(spot.detach(), grad).sum(dtype=torch.float64).cpu()
+            slope += _by_example(spot.detach(), grad).sum()
     return slope
 
 
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    """a * b, in half precision not rounded to half."""
-    return a.float() * b.float() if a.dtype in (torch.float16, torch.bfloat16) else a * b
-
-
 def _by_example(a: Tensor, b: Tensor) -> Tensor:
-    """Sums of a * b over everything but the first axis: [N] float64."""
-    return _products(a, b).unsqueeze(-1).flatten(1).sum(1, dtype=torch.float64).cpu()
+    """Sums of a * b over everything but the first axis, [N] float64. Half precision is not rounded to half."""
+    if a.ndim < 2:
+        return a.reshape(-1).double().cpu() * b.reshape(-1).double().cpu()
+    sums = []
+    for x, y in zip(parts := _parts(a, -1), b.split(len(parts[0])), strict=True):
+        sums.append((x.to(_wide(x)) * y.to(_wide(y))).flatten(1).sum(1))
+    return torch.cat(sums).double().cpu()
 
 
 def _bend(
@@ -1900,10 +1821,10 @@ def _bend(
             rooted = torch.autograd.grad((w.sqrt() * values).sum(), spots, retain_graph=True, allow_unused=True)
             common = 1.0
         flat = [g.detach() for g in rooted if g is not None]
-        squares = sum((_products(g, g).sum(dtype=torch.float64).cpu() for g in flat), zero) / common
+        squares = sum((_by_example(g, g).sum() for g in flat), zero) / common
         along, direction = _along(lines, spots, t, w)
         traces = [
-            _trace(line, spot, len(values), generator).cpu()
+            _trace(line, spot, len(values), generator)
             for line, spot in zip(lines, spots, strict=True)
             if line is not None and line.requires_grad  # else the losses are linear in this part of the output
         ]
@@ -1956,20 +1877,20 @@ def _trace(grad: Tensor, spot: Tensor, n: int, generator: torch.Generator) -> Te
         count = 4 if spot.numel() < 2**18 else 1
         probes = [_signs(spot.shape, generator) for _ in range(count)]
         share = 1 / count
-    total = torch.zeros((), dtype=torch.float64, device=spot.device)
+    total = torch.zeros((), dtype=torch.float64)
     for probe in probes:
         z = probe.to(spot)
         (hz,) = torch.autograd.grad(grad, spot, z, retain_graph=True, allow_unused=True)
         if hz is not None:
-            total = total + share * _products(z, hz).sum(dtype=torch.float64)
+            total += share * _by_example(z, hz).sum()
     return total
 
 
 def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
     """Random signs, 1 or -1: eight from each byte that is drawn."""
-    drawn = torch.randint(0, 256, (-(-shape.numel() // 8), 1), dtype=torch.uint8, generator=generator)
-    bits = (drawn >> torch.arange(8, dtype=torch.uint8)) & 1
-    return bits.view(-1)[: shape.numel()].view(shape).float().mul_(2).sub_(1)
+    drawn = torch.randint(0, 256, (-(-shape.numel() // 8),), dtype=torch.uint8, generator=generator)
+    bits = (torch.arange(256).unsqueeze(1) >> torch.arange(8)) & 1
+    return (2.0 * bits - 1).index_select(0, drawn.int()).view(-1)[: shape.numel()].view(shape)
 
 
 def _hessian(
