@@ -3,13 +3,15 @@
 Every channel inside the blocks (336) is taken away alone on 5,000 images of CIFAR-10; scores come from 5,000 others,
 and the other way round. Training images and test images are measured apart: the network has seen the former.
 
-    SECATEUR_DATA=... make bench-ranks                                  an hour on one core, a third of it with four
-    SECATEUR_DATA=... make bench-ranks ARGS="--images 250 --split test" to see that it runs
+    SECATEUR_DATA=... make bench-ranks                                     an hour on one core, a third of it with four
+    SECATEUR_DATA=... make bench-ranks ARGS="--split train --parts 4"      four times 5,000 images, twelve directions
+    SECATEUR_DATA=... make bench-ranks ARGS="--images 250 --split test"    to see that it runs
 
-Printed per criterion: rank correlation; slope of the measured increase over the score; the same slope over the units
-that were not measured once `sc.calibrate` has scaled the scores by 32 others; what the quarter of the units that is
-ranked lowest costs, over the cheapest quarter of the measurement itself (which knows its own noise), and over the
-quarter that leave-one-out on the images of the scores would take. First the ceiling, and that leave-one-out itself.
+Printed per criterion are means over all directions, from one part of the images to another, with the least and the
+largest: rank correlation; slope of the measured increase over the score; the same slope over the units that were not
+measured once `sc.calibrate` has scaled the scores by 32 others; what the quarter of the units that is ranked lowest
+costs, over the cheapest quarter of the measurement itself (which knows its own noise), and over the quarter that
+leave-one-out on the images of the scores would take. First the ceiling, and that leave-one-out itself.
 
 Index conventions: u channel, n image.
 """
@@ -18,12 +20,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +57,11 @@ CRITERIA = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One criterion, scored on one half of the images and judged on the other."""
+    """One criterion, scored on one part of the images and judged on another."""
 
     split: str
     scored_on: int
+    judged_on: int
     criterion: str
     ceiling: float
     rank: float
@@ -116,7 +121,9 @@ def ceiling(rises: Tensor) -> float:
     return math.sqrt(max(sum(found) / len(found), 0.0))
 
 
-def judged(split: str, scored_on: int, scores: Sequence[tuple[str, Tensor]], rises: Tensor, other: Tensor) -> list[Row]:
+def judged(
+    split: str, scored_on: int, judged_on: int, scores: Sequence[tuple[str, Tensor]], rises: Tensor, other: Tensor
+) -> list[Row]:
     """Every criterion beside the increases of the losses on images that it has not seen."""
     measured, quarter, top = rises.mean(1).double(), len(rises) // 4, ceiling(rises)
     cheapest = float(measured.sort().values[:quarter].sum())
@@ -132,6 +139,7 @@ def judged(split: str, scored_on: int, scores: Sequence[tuple[str, Tensor]], ris
             Row(
                 split=split,
                 scored_on=scored_on,
+                judged_on=judged_on,
                 criterion=name,
                 ceiling=top,
                 rank=spearman(values.tolist(), measured.tolist()) or 0.0,
@@ -164,24 +172,22 @@ def check(
             assert abs(found - expected) < 1e-4, (g, u, found, expected)
 
 
-def measure(split: str, n: int, folder: Path, kept: Path) -> list[Row]:
-    """Both halves of 2 n images of a split."""
+def measure(split: str, parts: int, n: int, folder: Path, kept: Path) -> list[Row]:
+    """All directions between so many parts of n images of a split."""
     model = trained(folder)
     groups = sc.couple(sc.trace(model, torch.zeros(2, 3, 32, 32)))
     names = [f"{name}.conv1" for name, _ in blocks_of(model)]
     index = {group.name: group.index for group in groups.groups}
-    pixels, labels = read(folder, split, 2 * n)
-    halves = [
-        Images(pixels=p, labels=y, batch_size=BATCH) for p, y in zip(pixels.split(n), labels.split(n), strict=True)
-    ]
+    pixels, labels = read(folder, split, parts * n)
+    each = [Images(pixels=p, labels=y, batch_size=BATCH) for p, y in zip(pixels.split(n), labels.split(n), strict=True)]
     rises, scores = [], []
-    for number, images in enumerate(halves):
+    for number, images in enumerate(each):
         file = kept / f"{split}_{n}_{number}.pt"
         if not file.exists():
             start = time.perf_counter()
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(leave_one_out(model, images), file)
-            print(f"{split} images, half {number}: {time.perf_counter() - start:.0f} s", flush=True)
+            print(f"{split} images, part {number}: {time.perf_counter() - start:.0f} s", flush=True)
         rises.append(torch.load(file))
         made = sc.score(model, groups, images, sc.tasks.classification(), criterion=CRITERIA)
         scores.append(
@@ -189,17 +195,25 @@ def measure(split: str, n: int, folder: Path, kept: Path) -> list[Row]:
         )
         check(model, groups, images, made[0], names, rises[-1])
     rows = []
-    for a, b in ((0, 1), (1, 0)):
+    for a, b in itertools.permutations(range(len(each)), 2):
         itself = [("leave-one-out itself", rises[a].mean(1).double())]
-        rows += judged(split, a, itself + scores[a], rises[b], rises[a])
+        rows += judged(split, a, b, itself + scores[a], rises[b], rises[a])
     return rows
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean, least and largest; a dash for none."""
+    if not values:
+        return "-"
+    return f"{mean(values):.{digits}f} {min(values):.{digits}f}-{max(values):.{digits}f}"
 
 
 def main() -> int:
     """Prints a table; with --json, one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", action="append", choices=("train", "test"), help="repeatable; default: both")
-    parser.add_argument("--images", type=int, default=5000, help="in each half")
+    parser.add_argument("--images", type=int, default=5000, help="in each part")
+    parser.add_argument("--parts", type=int, default=2, help="of the images of a split; each is a quarter of an hour")
     parser.add_argument("--keep", type=Path, default=ROOT / "build" / "ranks", help="what was measured is kept here")
     parser.add_argument("--json", action="store_true", help="the rows as JSON on the last line")
     options = parser.parse_args()
@@ -207,14 +221,19 @@ def main() -> int:
     if isinstance(folder, str):
         print(f"not run: {folder}")
         return 0
-    rows = [r for s in options.split or ("train", "test") for r in measure(s, options.images, folder, options.keep)]
-    head = f"{'split':6}{'half':>5} {'criterion':24}{'ceiling':>8}{'rank':>7}"
-    print(head + f"{'slope':>7}{'scaled':>8}{'lowest':>8}{'other':>7}")
-    for r in rows:
-        scaled = "-" if r.slope_calibrated is None else f"{r.slope_calibrated:.2f}"
+    rows = [
+        r
+        for s in options.split or ("train", "test")
+        for r in measure(s, options.parts, options.images, folder, options.keep)
+    ]
+    print(f"{'split':6}{'criterion':24}{'ceiling':>8}  {'rank':16}{'slope':>6}  {'scaled':16}{'lowest':16}{'other':>6}")
+    for split, criterion in dict.fromkeys((r.split, r.criterion) for r in rows):
+        mine = [r for r in rows if (r.split, r.criterion) == (split, criterion)]
+        scaled = [r.slope_calibrated for r in mine if r.slope_calibrated is not None]
         print(
-            f"{r.split:6}{r.scored_on:5} {r.criterion:24}{r.ceiling:8.3f}{r.rank:7.3f}{r.slope:7.2f}{scaled:>8}"
-            f"{r.lowest:8.2f}{r.lowest_over_other:7.2f}"
+            f"{split:6}{criterion:24}{mean(r.ceiling for r in mine):8.3f}  {spread([r.rank for r in mine], 3):16}"
+            f"{mean(r.slope for r in mine):6.2f}  {spread(scaled, 2):16}{spread([r.lowest for r in mine], 2):16}"
+            f"{mean(r.lowest_over_other for r in mine):6.2f}"
         )
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))

@@ -273,6 +273,22 @@ class Plain(nn.Module):
         return torch.tanh(torch.addmm(self.bias, h, self.b)) @ self.c.t()
 
 
+class SeveralReaders(nn.Module):
+    """Two tensors, each read by several weights, in turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 6)
+        self.q, self.k, self.v, self.last, self.more = (nn.Linear(6, 5) for _ in range(5))
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        y = self.q(h).sigmoid() * self.k(h) + self.v(h)
+        half = 0.5 * h
+        return self.out(y + self.last(half) * self.more(half)).sum(1)
+
+
 ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
     "lstm": (Recurrent, lambda n: torch.randint(0, 11, (n, 4))),
     "gru": (lambda: Recurrent(nn.GRU), lambda n: torch.randint(0, 11, (n, 4))),
@@ -282,11 +298,40 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]
     "rows of examples": (lambda: Flattened(minor=False), lambda n: torch.randn(n, 3, 4)),
     "rows of positions": (lambda: Flattened(minor=True), lambda n: torch.randn(n, 3, 4)),
     "attention": (Attention, lambda n: torch.randn(n, 3, 4)),
+    "several readers": (SeveralReaders, lambda n: torch.randn(n, 3, 4)),
     "tied": (Tied, lambda n: torch.randint(0, 7, (n, 4))),
     "shared layer": (Shared, lambda n: torch.randn(n, 3, 4)),
     "transposed convolution": (Transposed, lambda n: torch.randn(n, 2, 4, 4)),
     "no modules": (Plain, lambda n: torch.randn(n, 4)),
 }
+
+
+def test_what_several_weights_read_is_tapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the numbers of a tap for each of them."""
+    torch.manual_seed(3)
+    model, taps = SeveralReaders(), []
+    groups = couple(trace(model, torch.randn(2, 3, 4)))
+    batches = [labelled(torch.randn(5, 3, 4)) for _ in range(2)]
+    asked = [criteria.obd(), criteria.mean_replacement(), criteria.wanda(), criteria.snip()]
+
+    def scored() -> list[Scores]:
+        taps.clear()
+        return score(model, groups, batches, tasks.classification(), criterion=asked)
+
+    watched = _stats._Taps._watched
+    monkeypatch.setattr(_stats._Taps, "_watched", lambda *args: taps.append(args) or watched(*args))
+    once, n = scored(), len(taps)
+    plan = _stats._plan
+
+    def apart(*args: Any, **kwargs: Any) -> Any:
+        made = plan(*args, **kwargs)
+        return dataclasses.replace(made, alike={name: i for i, name in enumerate(made.alike)})
+
+    monkeypatch.setattr(_stats, "_plan", apart)
+    each = scored()
+    assert (n, len(taps)) == (2 * 3, 2 * 6)  # batches times taps
+    for a, b in zip(once, each, strict=True):
+        close(a.values, b.values)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")

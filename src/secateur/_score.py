@@ -189,9 +189,10 @@ def scores_of(criterion: Criterion, stats: Statistics, model: nn.Module, groups:
 
 def _scores_of(criterion: Criterion, stats: Statistics, model: nn.Module, groups: Groups) -> Scores:
     columns: dict[str, list[tuple[float, ...]]] = {}
+    common: dict[str, Tensor] = {}
     for g, group in enumerate(groups.groups):
         wanted = [w for w in criterion.wants if w in stats.needs]
-        given = of_group(stats, model, groups, g, (*criterion.needs, *wanted))
+        given = of_group(stats, model, groups, g, (*criterion.needs, *wanted), common)
         _check_present(criterion, given, group)
         found = criterion.compute(given)
         for name, values in found.items():

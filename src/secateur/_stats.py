@@ -538,8 +538,18 @@ def _check_skipped(skipped: Sequence[str], stats: Statistics, store: str | Path 
 # From sums to the statistics of one group
 
 
-def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs: Sequence[str]) -> dict[str, Tensor]:
+def of_group(
+    stats: Statistics,
+    model: nn.Module,
+    groups: Groups,
+    g: int,
+    needs: Sequence[str],
+    common: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     """The statistics of group g by name, units first; means, not sums.
+
+    Args:
+        common: is filled with those that all groups share; given again, they are taken from there.
 
     Raises:
         MissingStatistic: one of `needs` was not collected for this group.
@@ -582,21 +592,20 @@ def of_group(stats: Statistics, model: nn.Module, groups: Groups, g: int, needs:
             found[base] = _per_unit(stats.params["ranks"], group)[:, 0]
         elif base == "input_norm":
             found[base] = _input_norm(stats, model, groups, g)
-        elif base == "curvature_ratio":
-            found[base] = _ratio(stats)
         elif base == "activation":
             found[base] = _activation(stats, groups.groups[g])
         elif base == "gate_hessian":
             scale = torch.tensor([1.0, 1.0 / stats.weight], dtype=torch.float64)
             found[base] = stats.sums[need][units] / stats.weight * scale
-        elif base == "gate_unexpected":
-            found[base] = unexpected(stats.sums["gate_moments"] / stats.weight, _expected(stats), found["n"])
+        elif base in _COMMON:
+            common = {} if common is None else common
+            if base not in common:
+                common[base] = _COMMON[base](stats, found["n"])
+            found[base] = common[base]
         elif base == "gate_expected":
-            found[base] = _expected(stats)[units]
+            found[base] = _expected(stats, units)
         elif base in ("gate_sampled", "gate_projected"):
             found[base] = stats.sums[need][units] / stats.weight * _factor(stats) ** torch.tensor([0, 0, 0, 0, 1])
-        elif base == "projected_share":
-            found[base] = _projected_share(stats)
         elif base in PASS:
             found[base] = stats.sums[need][units] / stats.weight
     return found
@@ -652,9 +661,9 @@ def _factor(stats: Statistics) -> Tensor:
     return losses / tempered if tempered != 0 else tempered  # all logits equal: the prediction expects nothing
 
 
-def _expected(stats: Statistics) -> Tensor:
-    """The statistic gate_expected of all units, [U in all, 4]."""
-    return stats.sums["gate_expected"] / stats.weight * _factor(stats) ** torch.tensor([1, 2, 1, 1])
+def _expected(stats: Statistics, units: slice = slice(None)) -> Tensor:
+    """The statistic gate_expected, [U, 4]."""
+    return stats.sums["gate_expected"][units] / stats.weight * _factor(stats) ** torch.tensor([1, 2, 1, 1])
 
 
 def unexpected(moments: Tensor, expected: Tensor, n: Tensor) -> Tensor:
@@ -674,6 +683,14 @@ def unexpected(moments: Tensor, expected: Tensor, n: Tensor) -> Tensor:
     total = squares.sum()
     usual = n / (n + TYPICAL)
     return torch.maximum(1 - noise.sum() / total, usual) if total > 0 else torch.ones_like(total)
+
+
+# statistics that all groups share, from those of all and the number of examples
+_COMMON: Mapping[str, Callable[[Statistics, Tensor], Tensor]] = {
+    "curvature_ratio": lambda stats, n: _ratio(stats),
+    "projected_share": lambda stats, n: _projected_share(stats),
+    "gate_unexpected": lambda stats, n: unexpected(stats.sums["gate_moments"] / stats.weight, _expected(stats), n),
+}
 
 
 def _input_norm(stats: Statistics, model: nn.Module, groups: Groups, g: int) -> Tensor:
@@ -715,8 +732,9 @@ def _shift(stats: Statistics, group: Group) -> Tensor:
             line = stats.params["inputs"][member.param]
             owner = torch.tensor(member.units)
             inside = owner >= 0
-            each = line[:, 1] / line[:, 0] * stats.params["shifts"][member.param] / stats.weight
-            total.index_add_(0, owner[inside], each[inside])
+            pull = stats.params["shifts"].get(member.param)
+            if pull is not None:  # else it came to the tap of another reader of the same
+                total.index_add_(0, owner[inside], (line[:, 1] / line[:, 0] * pull / stats.weight)[inside])
     return total
 
 
@@ -745,9 +763,13 @@ class _Gate(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class _Plan:
-    """What one pass learns on its first batch; lives as long as the pass."""
+    """What one pass learns on its first batch; lives as long as the pass.
+
+    alike: parameter -> a number that it shares with those that have the same gates along what they read.
+    """
 
     gates: tuple[_Gate, ...]
+    alike: Mapping[str, int]
     n_units: int
     offsets: tuple[int, ...]
     readable: frozenset[int]
@@ -802,8 +824,13 @@ def _plan(model: nn.Module, groups: Groups, needs: Sequence[str], *, exact: bool
             whole = first >= 0 and bool((owner == torch.arange(first, first + len(owner))).all())
             span = slice(first, first + len(owner)) if whole else None
             gates.append(_Gate(m.param, m.axis, owner, span, m.readers or (m.param,), g))
+    found: dict[str, tuple[Any, ...]] = {}
+    for gate in gates:
+        found[gate.param] = (*found.get(gate.param, ()), gate.group, tuple(gate.owner.tolist()))
+    numbers = {owners: number for number, owners in enumerate(dict.fromkeys(found.values()))}
     return _Plan(
         gates=tuple(gates),
+        alike={param: numbers[owners] for param, owners in found.items()},
         n_units=start[-1],
         offsets=start,
         readable=frozenset(readable),
@@ -1230,12 +1257,13 @@ class _Taps(TorchFunctionMode):
         self.ranks: dict[str, Tensor] = {}
         self.sink: Callable[[_Call, Tensor, Tensor], None] | None = None
         self.last: tuple[Tensor, int, int, Tensor] | None = None
+        self.tapped: tuple[Tensor, tuple[int, int, int], Tensor] | None = None
         self.pull = False
         device = next((p.device for p in parameters.values()), torch.device("cpu"))
         self.root = torch.zeros((), device=device, requires_grad=True)
 
     def __exit__(self, *reason: Any) -> None:
-        self.last = None  # it would hold on to the graph, and the graph to it
+        self.last = self.tapped = None  # they would hold on to the graph, and the graph to them
         super().__exit__(*reason)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -1281,7 +1309,15 @@ class _Taps(TorchFunctionMode):
         return id(weight) in self.names and self.axes[self.names[id(weight)]] == 1
 
     def _tapped(self, x: Tensor, weight: Tensor, channel: int) -> Tensor:
-        return _tap(x, self.root, self._watched(x, weight, channel))
+        name = self.names[id(weight)]
+        what = (x._version, channel, self.plan.alike[name])
+        if self.tapped is not None and self.tapped[0] is x and self.tapped[1] == what:
+            # Queries, keys and values read the same units: what comes back from all of them comes to one tap.
+            if self.record:
+                self._record(name, x, channel)
+            return self.tapped[2]
+        self.tapped = (x, what, _tap(x, self.root, self._watched(x, weight, channel)))
+        return self.tapped[2]
 
     def _watched(self, x: Tensor, weight: Tensor, channel: int) -> Sink:
         name = self.names[id(weight)]
