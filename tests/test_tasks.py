@@ -123,6 +123,24 @@ def test_the_losses_of_tokens_do_not_depend_on_how_the_logits_lie_in_memory(clas
     torch.testing.assert_close(task.tempered(given, (torch.ones(3), labels)), soft.sum(1) / counted.sum(1).clamp(min=1))
 
 
+def test_token_losses_have_the_derivatives_of_cross_entropy() -> None:
+    """The first and the second, along a direction, with labels that do not count; the last token of a text has none."""
+    torch.manual_seed(1)
+    logits, along = torch.randn(3, 5, 7, dtype=torch.float64, requires_grad=True), torch.randn(3, 5, 7).double()
+    ids = torch.randint(0, 7, (3, 5))
+    labels = ids.clone()
+    labels[0, 1] = labels[2, 3:] = -100
+
+    def derivatives(losses: Tensor) -> tuple[Tensor, ...]:
+        (line,) = torch.autograd.grad((losses * torch.arange(1, 4)).sum(), logits, create_graph=True)
+        return losses.detach(), line.detach(), *torch.autograd.grad(line, logits, along)
+
+    found = derivatives(tasks.language_modeling().losses(logits, {"input_ids": ids, "labels": labels}))
+    each = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
+    torch.testing.assert_close(found, derivatives(each.sum(1) / labels[:, 1:].ne(-100).sum(1)))
+    assert not found[1][:, -1].any()
+
+
 def test_segmentation_averages_over_pixels() -> None:
     logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
     labels[0, 0, 0] = 255
