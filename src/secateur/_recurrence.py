@@ -18,6 +18,7 @@ and dh = W_hh' db, which is what W_hh reads, plus z dh' of a GRU, plus what the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,7 +157,7 @@ class _Layer(torch.autograd.Function):
         d_out, d_hidden = (read[:0], read[:0]) if p is None else (torch.empty_like(read), torch.empty_like(hidden))
         ds, d_reads, grads = d.unbind(), d_read.unbind(), None if grad is None else grad.to(d).unbind()
         handed = torch.zeros_like(read[0])
-        cell.begin(None if grad_c is None else grad_c.to(d))
+        cell.d_c = None if grad_c is None else grad_c.to(d)
         for t in reversed(ctx.way.order(len(read))):
             dh = handed if grads is None else handed + grads[t]
             if p is not None:
@@ -191,12 +192,12 @@ def _over_time(d: Tensor, x: Tensor, w: Tensor) -> Tensor:
     return torch.mm(d.flatten(0, 1).t(), x.flatten(0, 1), out=torch.empty_like(w))
 
 
-class _Cell:
+class _Cell(ABC):
     """One layer's steps, with what the way back needs of each.
 
     Attributes:
         products: T of [N, K H]: W_hh h is added to them, and a step leaves there what it makes of them.
-        c: after the last step, of an LSTM.  d_c: on the way back, dloss/dc before the step that was gone through.
+        c: of an LSTM, after the last step taken.  d_c: on the way back, dloss/dc before the step gone through.
     """
 
     gates = 1
@@ -206,17 +207,13 @@ class _Cell:
     def __init__(self, ahead: Tensor, bias: Tensor | None, c0: Tensor | None) -> None:
         self.products = ahead.unbind()
 
+    @abstractmethod
     def step(self, t: int, h: Tensor, out: Tensor) -> None:
         """Write the new h to `out`, from the h before."""
-        raise NotImplementedError
 
-    def begin(self, d_c: Tensor | None) -> None:
-        """A way back begins, with dloss/dc after the last step."""
-        self.d_c = d_c
-
+    @abstractmethod
     def back(self, t: int, dh: Tensor, d: Tensor) -> Tensor | None:
         """Write dloss/dproducts to `d`, from dh after the step; what the step hands directly to the h before it."""
-        raise NotImplementedError
 
     def d_ahead(self, d: Tensor) -> Tensor:
         """dloss/dahead, from dloss/dproducts of all steps."""

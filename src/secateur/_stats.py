@@ -1339,8 +1339,7 @@ class _Taps(TorchFunctionMode):
             self.last = (x, x._version, channel, _moments(x, channel))
         _accumulate(self.inputs, name, self.last[3])
         if self.ranked and x.ndim == 4 and channel == 1:  # maps [N, C, H, W]
-            x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            ranks = torch.linalg.matrix_rank(x).double().sum(0).cpu()
+            ranks = torch.linalg.matrix_rank(x.detach().to(_wide(x))).double().sum(0).cpu()
             _accumulate(self.ranks, name, torch.stack([torch.full_like(ranks, len(x)), ranks], dim=1))
 
     def backward(self, losses: Tensor, names: Sequence[str], spots: Sequence[Tensor] = (), *, keep: bool) -> _Back:
@@ -1409,7 +1408,7 @@ def _opened(linear: Linear, args: Any, kwargs: Any) -> Any:
     return linear(out, out_weight, out_bias), attention
 
 
-def _flat(value: tuple[Any, ...] | Any) -> list[Any]:
+def _flat(value: Any) -> list[Any]:
     """What stands in nested tuples, lists and dictionaries."""
     found, waiting = [], [value]
     while waiting:
@@ -1440,11 +1439,10 @@ def _parts(x: Tensor, channel: int) -> tuple[Tensor, ...]:
 
 def _moments(x: Tensor, channel: int) -> Tensor:
     """Sums over everything but the channel, [C, 5] float64: ones, x, x^2, |x|, [x = 0]."""
-    x = x.detach()
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    x = x.detach().to(_wide(x))
+    if x.ndim == 1:
+        x, channel = x.unsqueeze(0), 1
     rest = [a for a in range(x.ndim) if a != channel]
-    if not rest:
-        return torch.stack([torch.ones_like(x), x, x * x, x.abs(), (x == 0).to(x)], dim=1).cpu().double()
     parts = _parts(x, channel)
     spare, sums = torch.empty_like(parts[0]), x.new_zeros(4, x.shape[channel])
     for part in parts:
@@ -1509,9 +1507,9 @@ def _find_layouts(taps: _Taps, plan: _Plan, losses: Tensor) -> None:
         taps.gradients(losses[half].sum(), (), keep=True)
         marks.append(seen)
     for call in fresh:
-        looked = [m[call.key] for m in marks if call.key in m]
-        found = _layouts_of(call, n, [m.get(call.key) for m in marks])
-        if len(found) > 1 and not any(bool(m.any()) for m in looked):
+        looked = [m.get(call.key) for m in marks]
+        found = _layouts_of(call, n, looked)
+        if len(found) > 1 and not any(bool(mark.any()) for mark in looked if mark is not None):
             plan.layouts.pop(call.key, None)  # no gradient yet, which fits everywhere: the next batch may tell
         elif found:
             plan.layouts[call.key] = found[0]
@@ -1829,7 +1827,7 @@ def _slope(spots: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
 def _by_example(a: Tensor, b: Tensor) -> Tensor:
     """Sums of a * b over everything but the first axis, [N] float64. Half precision is not rounded to half."""
     if a.ndim < 2:
-        return a.reshape(-1).double().cpu() * b.reshape(-1).double().cpu()
+        a, b = a.reshape(-1, 1), b.reshape(-1, 1)
     sums = []
     for x, y in zip(parts := _parts(a, -1), b.split(len(parts[0])), strict=True):
         sums.append((x.to(_wide(x)) * y.to(_wide(y))).flatten(1).sum(1))
